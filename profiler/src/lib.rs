@@ -1,0 +1,4 @@
+//! Layers whose forward, backward_input and backward_weight can be run and measured apart; timing,
+//! memory, calibration.
+
+pub mod layer;

@@ -1,0 +1,3 @@
+//! The parts of the binary `optpipe`: the loop, the runner, export, report.
+
+pub mod measured;

@@ -1,0 +1,2 @@
+//! optpipe
+fn main() {}
