@@ -1,0 +1,27 @@
+# `make tune` runs the main job, `make test` passes all tests; both set up what is missing first.
+SHELL := /bin/bash
+JOB ?= configs/jobs/quickstart.yaml
+OUT ?= runs/quickstart
+with_env = eval "$$(.ci/setup --env)" &&
+
+.PHONY: tune test build bench lint setup
+
+tune: build
+	@target/release/optpipe tune $(JOB) --out $(OUT) --force
+
+test: setup
+	@$(with_env) cargo test --release --workspace
+
+build: setup
+	@$(with_env) cargo build --release
+
+bench: setup
+	@$(with_env) cargo bench --workspace
+
+lint: setup
+	@$(with_env) cargo fmt --all --check
+	@$(with_env) cargo clippy --release --workspace --all-targets -- -D warnings
+	@$(with_env) RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+setup:
+	@.ci/setup
