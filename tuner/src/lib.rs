@@ -1,3 +1,4 @@
 //! The parts of the binary `optpipe`: the loop, the runner, export, report.
 
+pub mod export;
 pub mod measured;

@@ -1,0 +1,1 @@
+//! Pictures of a schedule: `trace.json` for Perfetto, `timeline.svg` for people.
