@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod locate;
+mod message;
+
 /// The largest file that is read, in bytes. A schedule of 64 devices and 256 microbatches takes 10 MB.
 pub const LARGEST_FILE: u64 = 256 << 20;
 
@@ -99,6 +102,18 @@ pub trait Check {
     fn check(&self) -> Result<(), Invalid>;
 }
 
+/// The only format version there is.
+pub const VERSION: u32 = 1;
+
+/// The check of the field `version` that every file type shares.
+pub fn check_version(version: u32) -> Result<(), Invalid> {
+    if version == VERSION {
+        return Ok(());
+    }
+    Err(Invalid::new("version", format!("expected {VERSION}, found {version}"))
+        .hint("another release of OptPipe wrote this file, or `version` was changed by hand"))
+}
+
 /// Reads a file's text: at most [`LARGEST_FILE`] bytes of UTF-8.
 pub fn read_text(path: &Path) -> Result<String, FileError> {
     let failed = |e: std::io::Error| FileError::new(path, format!("cannot read: {e}"));
@@ -110,34 +125,75 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
         return Err(FileError::new(path, format!("{} bytes; files of up to {LARGEST_FILE} are read", metadata.len())));
     }
     let bytes = std::fs::read(path).map_err(failed)?;
-    String::from_utf8(bytes).map_err(|e| FileError::new(path, format!("not UTF-8 text: {e}")))
+    String::from_utf8(bytes).map_err(|e| {
+        let lines = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
+        FileError { line: Some(lines + 1), ..FileError::new(path, "not UTF-8 text") }
+    })
 }
 
 /// Parses text that came from `path`: JSON if the name ends in `.json`, else YAML.
 pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileError> {
-    let with_place = |message: String, line: usize, column: usize| FileError {
-        line: (line > 0).then_some(line),
-        column: (column > 0).then_some(column),
-        ..FileError::new(path, message)
+    if is_json(path) { parse_json(path, text) } else { parse_yaml(path, text) }
+}
+
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|x| x.eq_ignore_ascii_case("json"))
+}
+
+fn parse_yaml<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileError> {
+    if text.bytes().all(|b| b.is_ascii_whitespace()) {
+        return Err(FileError::new(path, "the file is empty"));
+    }
+    serde_path_to_error::deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|e| {
+        let field = e.path().to_string();
+        let e = e.into_inner();
+        let at = e.location().map(|at| (at.line(), at.column()));
+        message::reworded(path, &field, &e.to_string(), at)
+    })
+}
+
+/// Parses JSON whatever the file's name.
+pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileError> {
+    if text.bytes().all(|b| b.is_ascii_whitespace()) {
+        return Err(FileError::new(path, "the file is empty"));
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let failed = |field: &str, e: &serde_json::Error| {
+        message::reworded(path, field, &e.to_string(), Some((e.line(), e.column())))
     };
-    if path.extension().is_some_and(|x| x == "json") {
-        serde_json::from_str(text).map_err(|e| with_place(e.to_string(), e.line(), e.column()))
-    } else {
-        serde_yaml::from_str(text).map_err(|e| match e.location() {
-            Some(at) => with_place(e.to_string(), at.line(), at.column()),
-            None => FileError::new(path, e.to_string()),
-        })
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
+        let field = e.path().to_string();
+        failed(&field, e.inner())
+    })?;
+    deserializer.end().map_err(|e| failed(".", &e))?;
+    Ok(value)
+}
+
+/// Runs the type's own checks on a value that came from `text`: an error has the path and, where the
+/// field is in the text, its line.
+pub fn checked<T: Check>(path: &Path, text: &str, value: T) -> Result<T, FileError> {
+    match value.check() {
+        Ok(()) => Ok(value),
+        Err(invalid) => Err(located(path, text, invalid)),
+    }
+}
+
+/// Gives a problem the path and, where the field (or the nearest field around it) is in the text, the
+/// line and column.
+pub fn located(path: &Path, text: &str, invalid: Invalid) -> FileError {
+    let at = if is_json(path) { locate::json(text, &invalid.field) } else { locate::yaml(text, &invalid.field) };
+    FileError {
+        line: at.map(|at| at.0),
+        column: at.and_then(|at| at.1),
+        hint: invalid.hint,
+        ..FileError::field(path, invalid.field, invalid.message)
     }
 }
 
 /// Reads a file and runs the type's own checks.
 pub fn read_checked<T: DeserializeOwned + Check>(path: &Path) -> Result<T, FileError> {
-    let value: T = parse(path, &read_text(path)?)?;
-    value.check().map_err(|invalid| FileError {
-        hint: invalid.hint,
-        ..FileError::field(path, invalid.field, invalid.message)
-    })?;
-    Ok(value)
+    let text = read_text(path)?;
+    checked(path, &text, parse(path, &text)?)
 }
 
 /// Writes text to a temporary file beside `path` and renames it: readers see the old file or the
@@ -149,8 +205,12 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
         _ => Path::new("."),
     };
     std::fs::create_dir_all(parent).map_err(failed)?;
-    let mut temporary =
-        tempfile::Builder::new().prefix(".optpipe-").suffix(".tmp").tempfile_in(parent).map_err(failed)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".optpipe-").suffix(".tmp");
+    // A temporary file is private by default; these are results to share, so the umask decides.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut temporary = builder.tempfile_in(parent).map_err(failed)?;
     temporary.write_all(text.as_bytes()).map_err(failed)?;
     temporary.as_file().sync_all().map_err(failed)?;
     temporary.persist(path).map_err(|e| failed(e.error))?;
@@ -159,7 +219,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
 
 /// Writes a value as YAML, or as JSON if the name ends in `.json`; see [`write_text`].
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
-    let text = if path.extension().is_some_and(|x| x == "json") {
+    let text = if is_json(path) {
         serde_json::to_string_pretty(value).map(|t| t + "\n").map_err(|e| e.to_string())
     } else {
         serde_yaml::to_string(value).map_err(|e| e.to_string())
