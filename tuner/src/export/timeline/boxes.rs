@@ -1,0 +1,186 @@
+//! The boxes of a row: one an op, or, where there are too many to draw, one a run of columns.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use optpipe_solver::problem::Problem;
+use optpipe_solver::schedule::OpKind;
+
+use super::Scale;
+use super::style::class;
+use super::text::{num, width};
+use crate::export::bars::Bar;
+use crate::export::units;
+
+/// How the boxes of a picture are drawn, by how many there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// One element an op, with a tooltip.
+    Elements,
+    /// One path a row and class, each op in it.
+    Paths,
+    /// As paths, each of this many columns of a row coloured by what takes most of it.
+    Columns(usize),
+}
+
+/// Ops up to which each is an element of its own.
+const MOST_ELEMENTS: usize = 2_500;
+/// Boxes up to which each op is drawn.
+pub(super) const MOST_BOXES: usize = 40_000;
+
+impl Detail {
+    /// For `ops` ops in `rows` rows.
+    pub(super) fn of(ops: usize, rows: usize) -> Detail {
+        match ops {
+            0..=MOST_ELEMENTS => Detail::Elements,
+            ..=MOST_BOXES => Detail::Paths,
+            _ => Detail::Columns((MOST_BOXES / rows.max(1)).max(50)),
+        }
+    }
+}
+
+/// The rank of each stage among the stages of its device.
+pub(super) fn chunks(problem: &Problem) -> Vec<usize> {
+    let mut seen = vec![0; problem.devices];
+    problem
+        .placement
+        .iter()
+        .map(|&device| {
+            seen[device] += 1;
+            seen[device] - 1
+        })
+        .collect()
+}
+
+/// A row's place and what is drawn in it.
+pub(super) struct Row<'a> {
+    pub(super) ops: &'a [Bar],
+    /// Rank of each stage among those of its device.
+    pub(super) chunks: &'a [usize],
+    pub(super) top: f64,
+    pub(super) height: f64,
+    /// Font size of the microbatch numbers.
+    pub(super) label_size: f64,
+}
+
+/// Colour and extent (pixels) of a box.
+type Piece = ((OpKind, usize), f64, f64);
+
+impl Row<'_> {
+    pub(super) fn draw(&self, svg: &mut String, scale: &Scale, detail: Detail) {
+        match detail {
+            Detail::Elements => {
+                for op in self.ops {
+                    let (x, w) = visible(scale.x(op.start), scale.x(op.end));
+                    let _ = writeln!(
+                        svg,
+                        r#"<rect class="{}" x="{}" y="{}" width="{}" height="{}"><title>{}: {} to {} ({})</title></rect>"#,
+                        class(op.kind, self.chunks[op.stage]),
+                        num(x),
+                        num(self.top),
+                        num(w),
+                        num(self.height),
+                        op.name(),
+                        units::time(op.start),
+                        units::time(op.end),
+                        units::time(op.end - op.start),
+                    );
+                }
+            }
+            Detail::Paths => {
+                let pieces = self.ops.iter().map(|op| {
+                    let (x, w) = visible(scale.x(op.start), scale.x(op.end));
+                    ((op.kind, self.chunks[op.stage]), x, x + w)
+                });
+                self.paths(svg, pieces);
+            }
+            Detail::Columns(columns) => self.paths(svg, self.sampled(scale, columns).into_iter()),
+        }
+        self.labels(svg, scale);
+    }
+
+    /// One path a class: horizontal strokes as thick as the row is high.
+    fn paths(&self, svg: &mut String, pieces: impl Iterator<Item = Piece>) {
+        let mut paths: BTreeMap<(OpKind, usize), String> = BTreeMap::new();
+        let middle = num(self.top + self.height / 2.0);
+        for (colour, from, to) in pieces {
+            let path = paths.entry(colour).or_default();
+            let _ = write!(path, "M{} {middle}H{}", num(from), num(to));
+        }
+        for ((kind, chunk), path) in paths {
+            let (class, thick) = (class(kind, chunk), num(self.height));
+            let _ = writeln!(svg, r#"<path class="{class}" stroke-width="{thick}" d="{path}"/>"#);
+        }
+    }
+
+    /// The row in columns of equal time, each with the class that takes most of it, idle included;
+    /// neighbours of one class are one piece.
+    fn sampled(&self, scale: &Scale, columns: usize) -> Vec<Piece> {
+        let step = scale.span / columns as f64;
+        let mut shares: Vec<BTreeMap<(OpKind, usize), f64>> = vec![BTreeMap::new(); columns];
+        for op in self.ops {
+            let (start, end) = (op.start as f64, op.end as f64);
+            let first = ((start / step) as usize).min(columns - 1);
+            let last = ((end / step) as usize).min(columns - 1);
+            for (column, share) in shares.iter_mut().enumerate().take(last + 1).skip(first) {
+                let (from, to) = (column as f64 * step, (column + 1) as f64 * step);
+                *share.entry((op.kind, self.chunks[op.stage])).or_default() += end.min(to) - start.max(from);
+            }
+        }
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (column, share) in shares.into_iter().enumerate() {
+            let idle = step - share.values().sum::<f64>();
+            let Some((colour, most)) = share.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
+            if most < idle {
+                continue;
+            }
+            let (from, to) = (scale.pixel(column as f64 * step), scale.pixel((column + 1) as f64 * step));
+            match pieces.last_mut() {
+                Some((last, _, end)) if *last == colour && (from - *end).abs() < 1e-6 => *end = to,
+                _ => pieces.push((colour, from, to)),
+            }
+        }
+        pieces
+    }
+
+    /// Microbatch numbers, where they fit into their boxes.
+    fn labels(&self, svg: &mut String, scale: &Scale) {
+        let size = self.label_size;
+        if self.height < size {
+            return;
+        }
+        let baseline = num(self.top + self.height / 2.0 + 0.36 * size);
+        let mut any = false;
+        for op in self.ops {
+            let (left, right) = (scale.x(op.start), scale.x(op.end));
+            let label = op.microbatch.to_string();
+            if width(&label, size) + 1.5 > right - left {
+                continue;
+            }
+            if !any {
+                let _ = writeln!(svg, r#"<g font-size="{}" text-anchor="middle" pointer-events="none">"#, num(size));
+                any = true;
+            }
+            let class = class(op.kind, self.chunks[op.stage]);
+            let x = num((left + right) / 2.0);
+            let _ = writeln!(svg, r#"<text class="{class}" x="{x}" y="{baseline}">{label}</text>"#);
+        }
+        if any {
+            svg.push_str("</g>\n");
+        }
+    }
+}
+
+/// Left edge and width of a box: a hair of background separates boxes that touch, where there is
+/// room for it, and an op of no length is still seen.
+fn visible(left: f64, right: f64) -> (f64, f64) {
+    let wide = right - left;
+    let gap = if wide > 4.0 {
+        0.7
+    } else if wide > 1.5 {
+        0.3
+    } else {
+        0.0
+    };
+    (left, (wide - gap).max(0.3))
+}
