@@ -5,6 +5,14 @@
 //!          └─ bound
 //! ```
 
+pub mod check;
+pub mod method;
 pub mod order;
 pub mod problem;
 pub mod schedule;
+pub mod simulate;
+
+mod graph;
+mod longest_path;
+mod memory;
+mod plan;

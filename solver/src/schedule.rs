@@ -1,6 +1,6 @@
 //! The schedule: every op with its start, and its file.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,13 @@ pub struct Op {
     pub stage: usize,
     /// Its microbatch.
     pub microbatch: usize,
+}
+
+impl fmt::Display for Op {
+    /// As in `F(2,5)`: stage 2, microbatch 5.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({},{})", self.kind.letter(), self.stage, self.microbatch)
+    }
 }
 
 impl Problem {

@@ -1,0 +1,111 @@
+//! Earliest starts: the longest path over queues whose order is fixed, in one pass.
+//!
+//! Each queue runs ahead until its next op waits for one that has no end yet, is then parked with
+//! that op, and goes on when it ends. Every op is looked at once, and once more for each time that
+//! its queue was parked before it.
+
+use crate::graph::Node;
+
+/// The end of an op that has none yet; far above every time, so that one comparison finds it.
+const UNSET: i64 = i64::MAX / 4;
+const NOBODY: u32 = u32::MAX;
+
+/// Ends of ops, and the state of the pass, kept between calls.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LongestPath {
+    /// The end of each op; `UNSET` for one that did not run.
+    pub(crate) end: Vec<i64>,
+    /// When each queue ends.
+    pub(crate) clock: Vec<i64>,
+    /// The first queue parked with an op.
+    parked: Vec<u32>,
+    /// The next queue parked with the same op.
+    next: Vec<u32>,
+    /// How far each queue is.
+    position: Vec<u32>,
+    /// The op that a queue is parked with.
+    parked_with: Vec<u32>,
+    stack: Vec<u32>,
+}
+
+/// Why there are no times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// Some op waits for itself; one that could not start.
+    Cycle(u32),
+    /// The makespan exceeds the limit.
+    Limit,
+}
+
+impl LongestPath {
+    /// The makespan of the queues. Optional ops that stand in no queue must be waited for by none.
+    /// Stops as soon as it is known to exceed `limit`.
+    pub(crate) fn run(&mut self, nodes: &[Node], queues: &[Vec<u32>], limit: i64) -> Result<i64, Stopped> {
+        let count = queues.len();
+        let none = nodes.len() - 1;
+        self.end.clear();
+        self.end.resize(nodes.len(), UNSET);
+        self.end[none] = 0;
+        self.parked.resize(nodes.len(), NOBODY);
+        self.next.resize(count, NOBODY);
+        self.position.clear();
+        self.position.resize(count, 0);
+        self.clock.clear();
+        self.clock.resize(count, 0);
+        self.parked_with.clear();
+        self.parked_with.resize(count, NOBODY);
+        self.stack.clear();
+        self.stack.extend((0..count as u32).rev());
+        let mut makespan = 0;
+        while let Some(q) = self.stack.pop() {
+            let queue = &queues[q as usize];
+            let mut clock = self.clock[q as usize];
+            let mut at = self.position[q as usize] as usize;
+            while let Some(&op) = queue.get(at) {
+                let node = &nodes[op as usize];
+                let start = clock
+                    .max(self.end[node.data as usize] + node.lag)
+                    .max(self.end[node.copy as usize])
+                    .max(self.end[node.freed as usize]);
+                if start >= UNSET {
+                    let waits = [node.data, node.copy, node.freed].into_iter().find(|&x| self.end[x as usize] == UNSET);
+                    let waits = waits.unwrap_or(node.data);
+                    self.next[q as usize] = self.parked[waits as usize];
+                    self.parked[waits as usize] = q;
+                    self.parked_with[q as usize] = waits;
+                    break;
+                }
+                clock = start + node.duration;
+                if clock + node.tail > limit {
+                    self.unpark();
+                    return Err(Stopped::Limit);
+                }
+                self.end[op as usize] = clock;
+                let mut waiting = std::mem::replace(&mut self.parked[op as usize], NOBODY);
+                while waiting != NOBODY {
+                    self.parked_with[waiting as usize] = NOBODY;
+                    self.stack.push(waiting);
+                    waiting = self.next[waiting as usize];
+                }
+                at += 1;
+            }
+            self.clock[q as usize] = clock;
+            self.position[q as usize] = at as u32;
+            makespan = makespan.max(clock);
+        }
+        let stuck = (0..count).find_map(|q| queues[q].get(self.position[q] as usize));
+        if let Some(&op) = stuck {
+            self.unpark();
+            return Err(Stopped::Cycle(op));
+        }
+        Ok(makespan)
+    }
+
+    fn unpark(&mut self) {
+        for &op in &self.parked_with {
+            if op != NOBODY {
+                self.parked[op as usize] = NOBODY;
+            }
+        }
+    }
+}
