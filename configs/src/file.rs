@@ -28,7 +28,7 @@ pub struct FileError {
     /// What was found and what was expected.
     pub message: String,
     /// What to do about it.
-    pub hint: Option<String>,
+    pub hint: Option<Box<str>>,
 }
 
 impl FileError {
@@ -45,7 +45,7 @@ impl FileError {
     /// The same error with advice.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(hint.into().into_boxed_str());
         self
     }
 }
@@ -185,7 +185,7 @@ pub fn located(path: &Path, text: &str, invalid: Invalid) -> FileError {
     FileError {
         line: at.map(|at| at.0),
         column: at.and_then(|at| at.1),
-        hint: invalid.hint,
+        hint: invalid.hint.map(String::into_boxed_str),
         ..FileError::field(path, invalid.field, invalid.message)
     }
 }

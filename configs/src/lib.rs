@@ -13,5 +13,8 @@
 pub mod file;
 pub mod hardware;
 pub mod job;
+pub mod memory;
 pub mod model;
 pub mod profile;
+pub mod size;
+pub mod split;

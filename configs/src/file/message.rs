@@ -33,7 +33,7 @@ pub(super) fn reworded(path: &Path, field: &str, message: &str, at: Option<(usiz
         } else {
             format!("unknown field; known are {}", known.join(", "))
         };
-        error.hint = closest(name, &known).map(|k| format!("did you mean `{k}`?"));
+        error.hint = closest(name, &known).map(|k| format!("did you mean `{k}`?").into());
     } else if let Some(name) = quoted_after(text, "missing field ") {
         error.field = Some(inside(name));
         error.message = "missing; it has no default".to_owned();
@@ -43,7 +43,7 @@ pub(super) fn reworded(path: &Path, field: &str, message: &str, at: Option<(usiz
     } else if let Some(name) = quoted_after(text, "unknown variant ") {
         let known: Vec<&str> = text.split('`').skip(3).step_by(2).collect();
         error.message = format!("expected {}, found {name}", known.join(" or "));
-        error.hint = closest(name, &known).map(|k| format!("did you mean `{k}`?"));
+        error.hint = closest(name, &known).map(|k| format!("did you mean `{k}`?").into());
     } else {
         error.message = plain(text);
     }
