@@ -13,7 +13,7 @@ test: setup
 	@$(with_env) cargo test --release --workspace
 
 build: setup
-	@$(with_env) cargo build --release
+	@$(with_env) cargo build --release --workspace
 
 bench: setup
 	@$(with_env) cargo bench --workspace
