@@ -2,3 +2,5 @@
 //! memory, calibration.
 
 pub mod layer;
+mod layers;
+pub mod model;
