@@ -11,8 +11,11 @@ pub mod order;
 pub mod problem;
 pub mod schedule;
 pub mod simulate;
+pub mod textbook;
 
 mod graph;
 mod longest_path;
 mod memory;
 mod plan;
+#[cfg(test)]
+mod testing;
