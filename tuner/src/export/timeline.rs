@@ -72,8 +72,8 @@ impl Scale {
 }
 
 /// The text of `timeline.svg`: the schedule, and below it on the same scale the measurement if there
-/// is one. At most about 2 MB: ops and points of curves that are too many for that are merged into
-/// columns, which the picture then says.
+/// is one. At most about 2 MB: where there are too many ops for that, columns show their shares
+/// of time, and the picture says so.
 pub fn timeline_svg(
     problem: &Problem,
     schedule: &Schedule,
@@ -119,7 +119,7 @@ fn draw(problem: &Problem, panels: &[Panel], options: &TimelineOptions) -> Strin
         let share = super::units::time((span / columns as f64) as i64);
         let _ = writeln!(
             body,
-            r#"<text class="muted" font-size="10.5" x="{MARGIN}" y="{}">Too many ops to draw each: a column of {share} shows what takes most of it.</text>"#,
+            r#"<text class="muted" font-size="10.5" x="{MARGIN}" y="{}">Too many ops to draw each: columns of {share}, filled by the share of time that each kind of op takes.</text>"#,
             num(y)
         );
     }

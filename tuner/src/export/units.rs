@@ -10,13 +10,13 @@ pub fn time_unit(ns: i64) -> (f64, &'static str) {
     }
 }
 
-/// `1010 ns`, `12.3 ms`: whole nanoseconds, else at least four significant digits.
+/// `1010 ns`, `12.3 ms`: whole nanoseconds, else four significant digits.
 pub fn time(ns: i64) -> String {
     let (unit, name) = time_unit(ns);
-    format!("{} {name}", significant(ns as f64 / unit))
+    format!("{} {name}", significant(ns as f64 / unit, 4))
 }
 
-/// `24 B`, `1.50 GiB`: whole bytes, else three or four significant digits.
+/// `24 B`, `1.50 GiB`: whole bytes, else three significant digits, whole numbers as they are.
 pub fn bytes(n: i64) -> String {
     const STEP: f64 = 1024.0;
     let mut value = n as f64;
@@ -28,7 +28,7 @@ pub fn bytes(n: i64) -> String {
         value /= STEP;
         name = larger;
     }
-    if name == "B" { format!("{n} B") } else { format!("{} {name}", significant(value)) }
+    if name == "B" { format!("{n} B") } else { format!("{} {name}", significant(value, 3)) }
 }
 
 /// `12.3 %`.
@@ -36,14 +36,16 @@ pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-fn significant(value: f64) -> String {
+/// At least `digits` significant digits of a value of 1 or more; whole numbers as they are.
+fn significant(value: f64, digits: usize) -> String {
     if value.fract() == 0.0 && value.abs() < 1e5 {
         return format!("{value}");
     }
-    match value.abs() {
-        ..10.0 => format!("{value:.3}"),
-        ..100.0 => format!("{value:.2}"),
-        ..1000.0 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
-    }
+    let before_point = match value.abs() {
+        ..10.0 => 1,
+        ..100.0 => 2,
+        ..1000.0 => 3,
+        _ => 4,
+    };
+    format!("{value:.*}", digits.saturating_sub(before_point))
 }

@@ -19,14 +19,14 @@ pub(super) enum Detail {
     Elements,
     /// One path a row and class, each op in it.
     Paths,
-    /// As paths, each of this many columns of a row coloured by what takes most of it.
+    /// The shares of time in so many columns of a row.
     Columns(usize),
 }
 
 /// Ops up to which each is an element of its own.
 const MOST_ELEMENTS: usize = 2_500;
 /// Boxes up to which each op is drawn.
-pub(super) const MOST_BOXES: usize = 40_000;
+pub(super) const MOST_BOXES: usize = 70_000;
 
 impl Detail {
     /// For `ops` ops in `rows` rows.
@@ -34,7 +34,7 @@ impl Detail {
         match ops {
             0..=MOST_ELEMENTS => Detail::Elements,
             ..=MOST_BOXES => Detail::Paths,
-            _ => Detail::Columns((MOST_BOXES / rows.max(1)).max(50)),
+            _ => Detail::Columns((MOST_BOXES / rows.max(1)).clamp(50, 1000)),
         }
     }
 }
@@ -94,7 +94,7 @@ impl Row<'_> {
                 });
                 self.paths(svg, pieces);
             }
-            Detail::Columns(columns) => self.paths(svg, self.sampled(scale, columns).into_iter()),
+            Detail::Columns(columns) => self.stacked(svg, scale, columns),
         }
         self.labels(svg, scale);
     }
@@ -113,34 +113,45 @@ impl Row<'_> {
         }
     }
 
-    /// The row in columns of equal time, each with the class that takes most of it, idle included;
-    /// neighbours of one class are one piece.
-    fn sampled(&self, scale: &Scale, columns: usize) -> Vec<Piece> {
+    /// The row in columns of equal time: in each, the classes are stacked to the height of their
+    /// share of it, and what is left is idle.
+    fn stacked(&self, svg: &mut String, scale: &Scale, columns: usize) {
         let step = scale.span / columns as f64;
-        let mut shares: Vec<BTreeMap<(OpKind, usize), f64>> = vec![BTreeMap::new(); columns];
+        let mut shares: BTreeMap<(OpKind, usize), Vec<f64>> = BTreeMap::new();
         for op in self.ops {
             let (start, end) = (op.start as f64, op.end as f64);
             let first = ((start / step) as usize).min(columns - 1);
             let last = ((end / step) as usize).min(columns - 1);
-            for (column, share) in shares.iter_mut().enumerate().take(last + 1).skip(first) {
+            let share = shares.entry((op.kind, self.chunks[op.stage])).or_insert_with(|| vec![0.0; columns]);
+            for (column, share) in share.iter_mut().enumerate().take(last + 1).skip(first) {
                 let (from, to) = (column as f64 * step, (column + 1) as f64 * step);
-                *share.entry((op.kind, self.chunks[op.stage])).or_default() += end.min(to) - start.max(from);
+                *share += (end.min(to) - start.max(from)).max(0.0) / step;
             }
         }
-        let mut pieces: Vec<Piece> = Vec::new();
-        for (column, share) in shares.into_iter().enumerate() {
-            let idle = step - share.values().sum::<f64>();
-            let Some((colour, most)) = share.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
-            if most < idle {
-                continue;
+        // Each class is drawn from the foot up to the sum so far, the highest sum first: what lies
+        // below covers it.
+        let mut sum = vec![0.0; columns];
+        let mut layers = Vec::new();
+        for (colour, share) in shares {
+            for (sum, share) in sum.iter_mut().zip(share) {
+                *sum += share;
             }
-            let (from, to) = (scale.pixel(column as f64 * step), scale.pixel((column + 1) as f64 * step));
-            match pieces.last_mut() {
-                Some((last, _, end)) if *last == colour && (from - *end).abs() < 1e-6 => *end = to,
-                _ => pieces.push((colour, from, to)),
-            }
+            layers.push((colour, sum.clone()));
         }
-        pieces
+        let foot = self.top + self.height;
+        for ((kind, chunk), sum) in layers.into_iter().rev() {
+            let mut path = format!("M{} {}", num(scale.left), num(foot));
+            let mut level = 0.0;
+            for (column, share) in sum.into_iter().enumerate() {
+                if share != level {
+                    let x = scale.pixel(column as f64 * step);
+                    let _ = write!(path, "H{}V{}", num(x), num(foot - self.height * share.min(1.0)));
+                    level = share;
+                }
+            }
+            let _ = write!(path, "H{}V{}Z", num(scale.pixel(scale.span)), num(foot));
+            let _ = writeln!(svg, r#"<path class="{} area" d="{path}"/>"#, class(kind, chunk));
+        }
     }
 
     /// Microbatch numbers, where they fit into their boxes.

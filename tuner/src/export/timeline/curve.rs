@@ -6,6 +6,9 @@ use super::Scale;
 use super::text::num;
 use crate::export::memory::{Curve, peak};
 
+/// Share of the band left free above the limit.
+const HEADROOM: f64 = 0.1;
+
 /// What a memory band shows.
 pub(super) struct Band<'a> {
     pub(super) curve: &'a Curve,
@@ -38,7 +41,7 @@ impl Band<'_> {
         let (ceiling, _) = self.ceiling();
         let span = (ceiling - self.held).max(1) as f64;
         let share = ((bytes - self.held) as f64 / span).clamp(0.0, 1.0);
-        self.top + self.height * (1.0 - share)
+        self.top + self.height * (1.0 - (1.0 - HEADROOM) * share)
     }
 
     /// `columns`: the most points that may be drawn; a longer curve is drawn as the largest value in
@@ -53,7 +56,7 @@ impl Band<'_> {
         let _ = write!(path, "H{}V{foot}Z", num(scale.x(self.end)));
         let _ = writeln!(svg, r#"<path class="memory" d="{path}"/>"#);
         let line = |svg: &mut String, class: &str, bytes: i64| {
-            let (left, right, y) = (num(scale.x(0)), num(scale.pixel(scale.span)), num(self.y(bytes)));
+            let (left, right, y) = (num(scale.x(0)), num(scale.x(self.end)), num(self.y(bytes)));
             let _ = writeln!(svg, r#"<path class="{class}" d="M{left} {y}H{right}"/>"#);
         };
         if !self.ceiling().1 {

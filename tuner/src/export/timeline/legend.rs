@@ -59,12 +59,14 @@ pub(super) fn draw(
     let _ = writeln!(svg, r#"<g font-size="{SIZE}">"#);
     for (sign, words) in items {
         let sign_width = match sign {
-            Sign::Op(_) => 9.0 * chunks.min(4) as f64 + 6.0,
-            Sign::Box(_) => 16.0,
-            Sign::Line(_) => 22.0,
+            Sign::Op(_) if chunks == 1 => 15.0,
+            Sign::Op(_) => 9.0 * chunks.min(4) as f64,
+            Sign::Box(_) => 15.0,
+            Sign::Line(_) => 21.0,
             Sign::None => 0.0,
         };
-        let item_width = sign_width + 5.0 + text_width(words, SIZE) * 0.93;
+        let indent = if sign_width > 0.0 { sign_width + 4.0 } else { 0.0 };
+        let item_width = indent + text_width(words, SIZE);
         if x + item_width > width - MARGIN && x > MARGIN {
             (x, y) = (MARGIN, y + LINE);
         }
@@ -89,7 +91,7 @@ pub(super) fn draw(
             Sign::None => {}
         }
         let muted = if matches!(sign, Sign::None) { r#" class="muted""# } else { "" };
-        let (at, baseline) = (num(x + sign_width + 5.0), num(y + 10.0));
+        let (at, baseline) = (num(x + indent), num(y + 10.0));
         let _ = writeln!(svg, r#"<text{muted} x="{at}" y="{baseline}">{words}</text>"#);
         x += item_width + 12.0;
     }

@@ -15,7 +15,7 @@ use crate::export::units;
 use crate::measured::Measured;
 
 /// Points of memory curves in the whole picture, about.
-const MOST_POINTS: usize = 40_000;
+const MOST_POINTS: usize = 30_000;
 
 /// Heights and font sizes, alike for all rows of a picture.
 pub(super) struct Look {
@@ -77,6 +77,8 @@ impl Look {
 pub(super) struct Panel {
     /// What the header begins with, in bold.
     heading: String,
+    /// More about it.
+    facts: String,
     bars: Bars,
     curves: Vec<Curve>,
     /// The measured peak of each device, bytes; a prediction has none.
@@ -87,18 +89,32 @@ impl Panel {
     pub(super) fn predicted(problem: &Problem, bars: Bars, with_measured: bool) -> Panel {
         let lead = if with_measured { "Predicted: makespan" } else { "Makespan" };
         let heading = format!("{lead} {}, bubble {}", units::time(bars.makespan), units::percent(bars.bubble()));
-        Panel { heading, curves: memory_curves(problem, &bars), bars, measured_peaks: None }
+        Panel {
+            heading,
+            facts: facts(problem, &bars),
+            curves: memory_curves(problem, &bars),
+            bars,
+            measured_peaks: None,
+        }
     }
 
     pub(super) fn measured(problem: &Problem, bars: Bars, measured: &Measured, predicted_ns: i64) -> Panel {
         let step = measured.step.median_ns;
-        let mut heading = format!("Measured: step {}", units::time(i64::try_from(step).unwrap_or(i64::MAX)));
+        let time = |ns: u64| units::time(i64::try_from(ns).unwrap_or(i64::MAX));
+        let mut heading = format!("Measured: step {}", time(step));
         if predicted_ns > 0 {
-            let _ = write!(heading, " ({:+.1} %)", 100.0 * (step as f64 / predicted_ns as f64 - 1.0));
+            let _ = write!(heading, " ({:+.1} % on the prediction)", 100.0 * (step as f64 / predicted_ns as f64 - 1.0));
         }
         let _ = write!(heading, ", bubble {}", units::percent(bars.bubble()));
         let peaks = measured.peak_bytes.iter().map(|&bytes| i64::try_from(bytes).unwrap_or(i64::MAX)).collect();
-        Panel { heading, curves: memory_curves(problem, &bars), bars, measured_peaks: Some(peaks) }
+        let facts = format!(
+            "median of {}, ± {} (median deviation) · optimizer {} after it · {}",
+            count(measured.step.count, "step"),
+            time(measured.step.mad_ns),
+            time(measured.optimizer.median_ns),
+            measured.backend
+        );
+        Panel { heading, facts, curves: memory_curves(problem, &bars), bars, measured_peaks: Some(peaks) }
     }
 
     pub(super) fn makespan(&self) -> i64 {
@@ -117,29 +133,10 @@ impl Panel {
         self.measured_peaks.as_ref().map_or_else(|| peak(&self.curves[device]), |peaks| peaks[device])
     }
 
-    /// `2 devices · 2 stages · 3 microbatches · 4 of 6 activations offloaded (32 B)`.
-    fn facts(&self, problem: &Problem) -> String {
-        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let mut facts = vec![
-            count(problem.devices, "device"),
-            count(problem.stages(), "stage"),
-            count(problem.microbatches, "microbatch").replace("hs", "hes"),
-        ];
-        let offloads = || self.bars.devices.iter().flatten().filter(|bar| bar.kind == OpKind::O);
-        let all = problem.stages() * problem.microbatches;
-        if offloads().count() > 0 {
-            let bytes: i64 = offloads().map(|bar| problem.bytes.offloadable[bar.stage]).sum();
-            facts.push(format!("{} of {all} activations offloaded ({})", offloads().count(), units::bytes(bytes)));
-        } else {
-            facts.push("nothing offloaded".to_owned());
-        }
-        facts.join(" · ")
-    }
-
     /// The panel in words, for those who do not see it.
     pub(super) fn describe(&self, problem: &Problem) -> String {
         const MOST_DEVICES: usize = 16;
-        let mut text = format!("{}. {}.", self.heading, self.facts(problem));
+        let mut text = format!("{}. {}.", self.heading, self.facts);
         for device in 0..problem.devices.min(MOST_DEVICES) {
             let _ = write!(
                 text,
@@ -175,7 +172,7 @@ impl Panel {
         let baseline = num(top + 12.0);
         let _ = writeln!(svg, r#"<text class="strong" font-size="13" x="{MARGIN}" y="{baseline}">{heading}</text>"#);
         let used = MARGIN + text_width(&self.heading, 13.0) + 20.0;
-        let facts = escape(&fit(&self.facts(problem), 12.0, full - used));
+        let facts = escape(&fit(&self.facts, 12.0, full - used));
         let right = num(full);
         let _ = writeln!(
             svg,
@@ -265,7 +262,7 @@ impl Panel {
         let _ =
             writeln!(svg, r#"<text class="strong" font-size="11.5" x="{MARGIN}" y="{}">{name}</text>"#, num(baseline));
         let (x, stages_y) =
-            if two_lines { (MARGIN, y + 23.0) } else { (MARGIN + text_width(&name, 11.5) + 5.0, baseline) };
+            if two_lines { (MARGIN, y + 23.0) } else { (MARGIN + 1.1 * text_width(&name, 11.5) + 6.0, baseline) };
         let stages = fit(&stages, 10.0, LEFT - 4.0 - x);
         let _ =
             writeln!(svg, r#"<text class="muted" font-size="10" x="{}" y="{}">{stages}</text>"#, num(x), num(stages_y));
@@ -277,12 +274,13 @@ impl Panel {
             units::percent(self.busy(device))
         );
         if look.copies && look.lane >= 7.0 {
+            let size = if look.lane >= 9.0 { 9.0 } else { 7.5 };
             for (i, what) in ["offload", "reload"].into_iter().enumerate() {
                 let baseline = y + look.compute + 2.0 + (look.lane + 1.0) * i as f64 + look.lane / 2.0 + 3.0;
                 let (x, baseline) = (num(scale.left - 5.0), num(baseline));
                 let _ = writeln!(
                     svg,
-                    r#"<text class="muted" font-size="9" text-anchor="end" x="{x}" y="{baseline}">{what}</text>"#
+                    r#"<text class="muted" font-size="{size}" text-anchor="end" x="{x}" y="{baseline}">{what}</text>"#
                 );
             }
         }
@@ -295,7 +293,7 @@ impl Panel {
         let peak_words = format!("peak {}", units::bytes(most));
         let mut limit = format!("limit {}", units::bytes(band.capacity));
         if band.ceiling().1 {
-            limit.push_str(" (above)");
+            limit.push_str(" (off scale)");
         }
         let held = if band.held > 0 { format!("static {}", units::bytes(band.held)) } else { String::new() };
         let lines: Vec<(&str, String)> = match look.memory_lines {
@@ -312,4 +310,33 @@ impl Panel {
             let _ = writeln!(svg, r#"<text{class} font-size="{size}" x="{MARGIN}" y="{baseline}">{words}</text>"#);
         }
     }
+}
+
+/// `1 step`, `3 steps`.
+fn count(n: usize, what: &str) -> String {
+    match (n, what.ends_with("ch")) {
+        (1, _) => format!("1 {what}"),
+        (_, true) => format!("{n} {what}es"),
+        (_, false) => format!("{n} {what}s"),
+    }
+}
+
+/// `2 devices · 2 stages · 3 microbatches · 4 of 6 activations offloaded (32 B)`.
+fn facts(problem: &Problem, bars: &Bars) -> String {
+    let mut facts = vec![
+        count(problem.devices, "device"),
+        count(problem.stages(), "stage"),
+        count(problem.microbatches, "microbatch"),
+    ];
+    let offloaded: Vec<i64> = (bars.devices.iter().flatten())
+        .filter(|bar| bar.kind == OpKind::O)
+        .map(|bar| problem.bytes.offloadable[bar.stage])
+        .collect();
+    if offloaded.is_empty() {
+        facts.push("nothing offloaded".to_owned());
+    } else {
+        let (n, all) = (offloaded.len(), problem.stages() * problem.microbatches);
+        facts.push(format!("{n} of {all} activations offloaded ({})", units::bytes(offloaded.iter().sum())));
+    }
+    facts.join(" · ")
 }

@@ -89,6 +89,7 @@ pub(super) fn sheet(chunks: usize) -> String {
             let (class, ink) = (class(kind, chunk), ink(rgb));
             let _ = writeln!(css, ".optpipe rect.{class}{{fill:#{r:02x}{g:02x}{b:02x}}}");
             let _ = writeln!(css, ".optpipe path.{class}{{stroke:#{r:02x}{g:02x}{b:02x};fill:none}}");
+            let _ = writeln!(css, ".optpipe path.{class}.area{{fill:#{r:02x}{g:02x}{b:02x};stroke:none}}");
             let _ = writeln!(css, ".optpipe text.{class}{{fill:{ink}}}");
         }
     }
