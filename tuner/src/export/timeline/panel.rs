@@ -171,15 +171,19 @@ impl Panel {
         let (full, heading) = (scale.left + scale.width + RIGHT - MARGIN, escape(&self.heading));
         let baseline = num(top + 12.0);
         let _ = writeln!(svg, r#"<text class="strong" font-size="13" x="{MARGIN}" y="{baseline}">{heading}</text>"#);
-        let used = MARGIN + text_width(&self.heading, 13.0) + 20.0;
-        let facts = escape(&fit(&self.facts, 12.0, full - used));
-        let right = num(full);
-        let _ = writeln!(
-            svg,
-            r#"<text class="muted" font-size="12" text-anchor="end" x="{right}" y="{baseline}">{facts}</text>"#
-        );
+        // Beside the heading, right-aligned, or below it where that is too narrow.
+        let beside = full - MARGIN - 1.12 * text_width(&self.heading, 13.0) - 20.0;
+        let mut first = top + 24.0;
+        let (anchor, x, y, room) = if text_width(&self.facts, 12.0) <= beside {
+            (" text-anchor=\"end\"", full, top + 12.0, beside)
+        } else {
+            first += 17.0;
+            ("", MARGIN, top + 29.0, full - MARGIN)
+        };
+        let facts = escape(&fit(&self.facts, 12.0, room));
+        let _ =
+            writeln!(svg, r#"<text class="muted" font-size="12"{anchor} x="{}" y="{}">{facts}</text>"#, num(x), num(y));
 
-        let first = top + 24.0;
         let pitch = look.row() + look.gap;
         let rows: Vec<f64> = (0..problem.devices).map(|device| first + pitch * device as f64).collect();
         let bottom = first + pitch * problem.devices as f64 - look.gap;
