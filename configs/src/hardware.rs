@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::file::{self, Check, Invalid};
 use crate::profile::Sample;
 
 /// The devices of a pipeline and the links between them and the host.
@@ -84,5 +85,134 @@ impl Link {
             return 0;
         }
         (self.latency_ns + bytes as f64 / self.bytes_per_second * 1e9).ceil() as u64
+    }
+}
+
+/// Copies and calibrations take less than 104 days, sizes are below 8 PiB: sums stay far from the end of
+/// 64 bits.
+const MOST: u64 = 1 << 53;
+
+/// The backends' names.
+pub(crate) const BACKENDS: [&str; 2] = ["cpu", "cuda"];
+
+pub(crate) fn check_backend(backend: &str) -> Result<(), Invalid> {
+    if BACKENDS.contains(&backend) {
+        return Ok(());
+    }
+    Err(Invalid::new("backend", format!("expected {}, found {backend:?}", BACKENDS.join(" or "))))
+}
+
+impl Check for Hardware {
+    fn check(&self) -> Result<(), Invalid> {
+        file::check_version(self.version)?;
+        check_backend(&self.backend)?;
+        if self.devices.is_empty() {
+            return Err(Invalid::new("devices", "expected at least one device, found an empty list"));
+        }
+        for (i, device) in self.devices.iter().enumerate() {
+            if device.memory_bytes == 0 || device.memory_bytes > MOST {
+                return Err(Invalid::new(
+                    format!("devices[{i}].memory_bytes"),
+                    format!("expected 1 to {MOST}, found {}", device.memory_bytes),
+                ));
+            }
+        }
+        let links = [
+            ("offload", Some(&self.offload)),
+            ("reload", Some(&self.reload)),
+            ("offload_duplex", Some(&self.offload_duplex)),
+            ("reload_duplex", Some(&self.reload_duplex)),
+            ("offload_neighbour", self.offload_neighbour.as_ref()),
+            ("reload_neighbour", self.reload_neighbour.as_ref()),
+            ("send", Some(&self.send)),
+        ];
+        for (name, link) in links {
+            if let Some(link) = link {
+                link.check(name)?;
+            }
+        }
+        for (field, channels) in [("offload_channel", &self.offload_channel), ("reload_channel", &self.reload_channel)]
+        {
+            if channels.len() != self.devices.len() {
+                return Err(Invalid::new(
+                    field,
+                    format!("expected {} channels, one a device, found {}", self.devices.len(), channels.len()),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Link {
+    fn check(&self, name: &str) -> Result<(), Invalid> {
+        let number = |field: &str, value: f64, ok: bool, expected: &str| {
+            if ok {
+                return Ok(());
+            }
+            Err(Invalid::new(format!("{name}.{field}"), format!("expected {expected}, found {value}")))
+        };
+        let (latency, bandwidth) = (self.latency_ns, self.bytes_per_second);
+        let most = MOST as f64;
+        number("latency_ns", latency, (0.0..=most).contains(&latency), "0 or more nanoseconds")?;
+        // One byte a second: MOST bytes would still take a finite time of less than 2^53 seconds.
+        let plausible = bandwidth.is_finite() && bandwidth >= 1.0;
+        number("bytes_per_second", bandwidth, plausible, "at least 1 byte a second")?;
+        number("residual", self.residual, self.residual >= 0.0, "0 or more")?;
+        for (i, point) in self.points.iter().enumerate() {
+            point.time.check(&format!("{name}.points[{i}].time"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Hardware with the same link everywhere: 1 us and 1 GB/s.
+    pub(crate) fn hardware(backend: &str, memory: &[u64]) -> Hardware {
+        let link = Link { latency_ns: 1000.0, bytes_per_second: 1e9, residual: 0.01, points: Vec::new() };
+        let device = |&memory_bytes| Device { name: "a device".to_owned(), memory_bytes, cores: 1 };
+        Hardware {
+            version: 1,
+            backend: backend.to_owned(),
+            clock: "monotonic".to_owned(),
+            devices: memory.iter().map(device).collect(),
+            offload: link.clone(),
+            reload: link.clone(),
+            offload_duplex: link.clone(),
+            reload_duplex: link.clone(),
+            offload_neighbour: None,
+            reload_neighbour: None,
+            send: link,
+            offload_channel: (0..memory.len()).collect(),
+            reload_channel: (memory.len()..2 * memory.len()).collect(),
+            cost_ns: 1,
+        }
+    }
+
+    #[test]
+    fn a_copy_takes_latency_and_transfer() {
+        let link = hardware("cpu", &[1]).offload;
+        assert_eq!([0, 1, 1_000_000].map(|bytes| link.copy_ns(bytes)), [0, 1001, 1_001_000]);
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused_by_name() {
+        let refusal = |change: fn(&mut Hardware)| {
+            let mut hardware = hardware("cpu", &[1 << 30, 1 << 30]);
+            hardware.check().unwrap();
+            change(&mut hardware);
+            hardware.check().unwrap_err().field
+        };
+        assert_eq!(refusal(|h| h.version = 0), "version");
+        assert_eq!(refusal(|h| h.backend = "tpu".to_owned()), "backend");
+        assert_eq!(refusal(|h| h.devices.clear()), "devices");
+        assert_eq!(refusal(|h| h.devices[1].memory_bytes = 0), "devices[1].memory_bytes");
+        assert_eq!(refusal(|h| h.reload.bytes_per_second = 0.0), "reload.bytes_per_second");
+        assert_eq!(refusal(|h| h.send.latency_ns = f64::NAN), "send.latency_ns");
+        assert_eq!(refusal(|h| h.reload_channel = vec![0]), "reload_channel");
     }
 }

@@ -1,28 +1,55 @@
 //! `job.yaml`: what to tune. Every field but `model` has a default.
+//!
+//! ```
+//! use optpipe_configs::job::Job;
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("job.yaml");
+//! std::fs::write(&path, "model: llama-15m\npipeline: {devices: 2}\nmemory_limit: 300MiB\n")?;
+//!
+//! let (job, model) = Job::read(&path)?;
+//! assert_eq!((job.batch.microbatches, model.layers), (8, 6));
+//! assert_eq!(job.placement(), [0, 1]);
+//!
+//! std::fs::write(&path, "model: llama-15m\npipeline:\n  placement: vshap\n")?;
+//! let error = Job::read(&path).unwrap_err();
+//! assert_eq!((error.line, error.field.as_deref()), (Some(3), Some("pipeline.placement")));
+//! assert_eq!(error.hint.as_deref(), Some("did you mean `vshape`?"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::file::{Check, Invalid};
+use crate::file::{self, FileError, Invalid};
+use crate::hardware::Hardware;
+use crate::model::Model;
+use crate::size;
+
+mod check;
+mod choice;
+mod template;
 
 /// A tuning job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
-    /// Format version.
+    /// Format version: 1.
     #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1))]
     pub version: u32,
     /// A preset's name, or the path of a Hugging Face `config.json`, relative to this file.
     pub model: String,
     /// The batch of one training step.
     #[serde(default)]
     pub batch: Batch,
-    /// Number format of weights and activations.
+    /// Number format of weights and activations; gradients are summed in f32.
     #[serde(default)]
     pub precision: Precision,
-    /// Decides the bytes of optimizer states.
+    /// Decides the bytes of optimizer states, part of every device's static memory.
     #[serde(default)]
     pub optimizer: Optimizer,
     /// Devices, stages and their layers.
@@ -57,11 +84,14 @@ fn one() -> u32 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batch {
-    /// Tokens a sequence.
+    /// Tokens a sequence; at most the model's positions.
+    #[schemars(range(min = 1))]
     pub sequence_length: usize,
     /// Sequences a microbatch.
+    #[schemars(range(min = 1, max = 65536))]
     pub microbatch_size: usize,
     /// Microbatches a step.
+    #[schemars(range(min = 1, max = 65536))]
     pub microbatches: usize,
 }
 
@@ -82,6 +112,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// The word in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+}
+
 /// The optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -98,14 +138,16 @@ pub enum Optimizer {
 #[serde(deny_unknown_fields, default)]
 pub struct Pipeline {
     /// Devices (P).
+    #[schemars(range(min = 1, max = 1024))]
     pub devices: usize,
-    /// Chunks a device (V): stages = devices x chunks.
+    /// Chunks a device (V): stages = devices x chunks, at most the model's blocks + 2.
+    #[schemars(range(min = 1, max = 64))]
     pub chunks: usize,
     /// Which device holds which stage.
     pub placement: Placement,
     /// Transformer blocks of each stage; the embedding is on the first stage, the head on the last.
     pub layer_split: LayerSplit,
-    /// Whether backward_weight may run later than backward_input.
+    /// Whether backward_weight may run later than backward_input (zero-bubble schedules need it).
     pub split_backward: bool,
 }
 
@@ -122,7 +164,7 @@ impl Default for Pipeline {
 }
 
 /// Which device holds which stage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Placement {
     /// A known pattern.
@@ -152,7 +194,7 @@ pub enum NamedPlacement {
 }
 
 /// Transformer blocks of each stage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum LayerSplit {
     /// Chosen by OptPipe.
@@ -176,13 +218,21 @@ pub enum NamedSplit {
 }
 
 /// A limit for all devices or one a device.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum MemoryLimit {
     /// The same for every device.
-    All(String),
+    All(#[schemars(schema_with = "size_schema")] String),
     /// One a device.
-    Each(Vec<String>),
+    Each(#[schemars(schema_with = "sizes_schema")] Vec<String>),
+}
+
+fn size_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["string", "integer"], "minimum": 1, "examples": ["512MiB", "80GB", 1_073_741_824] })
+}
+
+fn sizes_schema(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": size_schema(generator) })
 }
 
 /// Where profiling and running happen.
@@ -196,13 +246,23 @@ pub enum Backend {
     Cuda,
 }
 
+impl Backend {
+    /// The word in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Cpu => "cpu",
+            Backend::Cuda => "cuda",
+        }
+    }
+}
+
 /// How long and how to solve.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Solver {
-    /// For one solve, e.g. `10s`.
+    /// For one solve, e.g. `10s`, `1m30s`, `500ms`; a proven optimum ends it earlier.
     pub time_limit: String,
-    /// Seed of everything random.
+    /// Seed of everything random: equal seeds and profiles give equal schedules.
     pub seed: u64,
 }
 
@@ -217,8 +277,10 @@ impl Default for Solver {
 #[serde(deny_unknown_fields, default)]
 pub struct Run {
     /// Steps before measuring.
+    #[schemars(range(max = 65536))]
     pub warmup_steps: usize,
     /// Measured steps a schedule; the median counts.
+    #[schemars(range(min = 1, max = 65536))]
     pub steps: usize,
     /// Also run GPipe, 1F1B and ZB-H1 for comparison.
     pub textbook: bool,
@@ -234,11 +296,14 @@ impl Default for Run {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stop {
-    /// Relative gain of throughput below which a round counts as no gain.
+    /// Relative gain of throughput below which a round counts as no gain: 0.01 is one percent.
+    #[schemars(range(min = 0, max = 1))]
     pub tolerance: f64,
     /// Rounds without gain, in a row, that end the tuning.
+    #[schemars(range(min = 1, max = 1000))]
     pub patience: usize,
     /// Rounds at most.
+    #[schemars(range(min = 1, max = 1000))]
     pub max_rounds: usize,
 }
 
@@ -248,8 +313,147 @@ impl Default for Stop {
     }
 }
 
-impl Check for Job {
-    fn check(&self) -> Result<(), Invalid> {
-        Ok(())
+impl Default for Job {
+    /// The defaults, for the smallest preset.
+    fn default() -> Self {
+        Job {
+            version: file::VERSION,
+            model: "llama-15m".to_owned(),
+            batch: Batch::default(),
+            precision: Precision::default(),
+            optimizer: Optimizer::default(),
+            pipeline: Pipeline::default(),
+            memory_limit: None,
+            backend: Backend::default(),
+            hardware: None,
+            solver: Solver::default(),
+            run: Run::default(),
+            stop: Stop::default(),
+        }
+    }
+}
+
+impl Job {
+    /// Reads a job and its model, whose path starts at the job file's folder, and checks both and
+    /// whether they fit ([`Job::check_model`]).
+    pub fn read(path: &Path) -> Result<(Job, Model), FileError> {
+        let text = file::read_text(path)?;
+        let job: Job = file::checked(path, &text, file::parse(path, &text)?)?;
+        let model = match Model::read(&job.model, path.parent()) {
+            Ok(model) => model,
+            // Nothing was read: the fault is the reference, in this file.
+            Err(e) if e.line.is_none() && e.field.is_none() => {
+                return Err(file::located(path, &text, Invalid::new("model", e.to_string())));
+            }
+            Err(e) => return Err(e),
+        };
+        match job.check_model(&model) {
+            Ok(()) => Ok((job, model)),
+            Err(invalid) => Err(file::located(path, &text, invalid)),
+        }
+    }
+
+    /// A commented job file for a model, every field with its default.
+    pub fn template(model: &str) -> String {
+        template::template(model)
+    }
+
+    /// Stages of the pipeline, S = devices x chunks.
+    pub fn stages(&self) -> usize {
+        self.pipeline.devices.saturating_mul(self.pipeline.chunks)
+    }
+
+    /// The device of each stage.
+    pub fn placement(&self) -> Vec<usize> {
+        let (devices, stages) = (self.pipeline.devices, self.stages());
+        match &self.pipeline.placement {
+            Placement::List(list) => list.clone(),
+            Placement::Named(NamedPlacement::Vshape) => {
+                (0..stages).map(|s| if s < devices { s } else { stages - 1 - s }).collect()
+            }
+            // Both patterns of one chunk a device are s mod P too.
+            Placement::Named(NamedPlacement::Auto | NamedPlacement::Linear | NamedPlacement::Interleaved) => {
+                (0..stages).map(|s| s % devices).collect()
+            }
+        }
+    }
+
+    /// The split that the job gives; `None` for `auto`.
+    pub fn layer_split(&self) -> Option<&[usize]> {
+        match &self.pipeline.layer_split {
+            LayerSplit::Named(NamedSplit::Auto) => None,
+            LayerSplit::List(list) => Some(list),
+        }
+    }
+
+    /// Time for one solve.
+    pub fn time_limit(&self) -> Result<Duration, Invalid> {
+        size::parse_duration(&self.solver.time_limit).map_err(|e| Invalid::new("solver.time_limit", e.to_string()))
+    }
+
+    /// The limit of each device, bytes; `None` where the job gives none.
+    pub fn memory_limits(&self) -> Result<Option<Vec<u64>>, Invalid> {
+        let parse = |field: String, text: &str| match size::parse_bytes(text) {
+            Ok(0) => Err(Invalid::new(field, "expected more than 0 bytes, found 0")),
+            Ok(bytes) => Ok(bytes),
+            Err(e) => Err(Invalid::new(field, e.to_string())),
+        };
+        let devices = self.pipeline.devices;
+        match &self.memory_limit {
+            None => Ok(None),
+            Some(MemoryLimit::All(text)) => {
+                let bytes = parse("memory_limit".to_owned(), text)?;
+                Ok(Some(vec![bytes; devices]))
+            }
+            Some(MemoryLimit::Each(texts)) if texts.len() != devices => Err(Invalid::new(
+                "memory_limit",
+                format!("expected {devices} sizes, one a device (pipeline.devices), found {}", texts.len()),
+            )),
+            Some(MemoryLimit::Each(texts)) => {
+                let each = texts.iter().enumerate().map(|(i, text)| parse(format!("memory_limit[{i}]"), text));
+                each.collect::<Result<_, _>>().map(Some)
+            }
+        }
+    }
+
+    /// What each device may hold, bytes: the job's limits, or what the hardware has. The CPU backend's
+    /// devices share one memory, so there each has its part of it and the limits' sum must fit.
+    pub fn capacity_bytes(&self, hardware: &Hardware) -> Result<Vec<u64>, Invalid> {
+        let devices = self.pipeline.devices;
+        if hardware.devices.len() < devices {
+            return Err(Invalid::new(
+                "pipeline.devices",
+                format!("expected at most the {} devices of the hardware, found {devices}", hardware.devices.len()),
+            ));
+        }
+        let memory = hardware.devices[..devices].iter().map(|d| d.memory_bytes);
+        let shared = hardware.backend == "cpu";
+        let Some(limits) = self.memory_limits()? else {
+            return Ok(memory.map(|bytes| if shared { bytes / devices as u64 } else { bytes }).collect());
+        };
+        let too_much = |field: String, memory: u64, limit: u64| {
+            let (has, found) = (size::format_bytes(memory), size::format_bytes(limit));
+            Invalid::new(field, format!("expected at most the {has} that there are, found {found}"))
+        };
+        if shared {
+            let (memory, sum) = (memory.min().unwrap_or(0), limits.iter().sum::<u64>());
+            if sum > memory {
+                return Err(too_much("memory_limit".to_owned(), memory, sum)
+                    .hint("the devices of the CPU backend share the machine's memory: the limits' sum must fit"));
+            }
+        } else if let Some((i, (memory, limit))) = memory.zip(&limits).enumerate().find(|(_, (m, l))| *l > m) {
+            let field = match &self.memory_limit {
+                Some(MemoryLimit::Each(_)) => format!("memory_limit[{i}]"),
+                _ => "memory_limit".to_owned(),
+            };
+            return Err(too_much(field, memory, *limit).hint(format!("device {i} has too little memory")));
+        }
+        Ok(limits)
+    }
+
+    /// The file of [`Job::hardware`], whose path starts at the job file's folder.
+    pub fn hardware_file(&self, job_file: &Path) -> Option<PathBuf> {
+        let hardware = self.hardware.as_ref()?;
+        Some(job_file.parent().map_or_else(|| hardware.clone(), |folder| folder.join(hardware)))
     }
 }

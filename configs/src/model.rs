@@ -18,6 +18,7 @@ mod presets;
 mod read;
 
 pub use presets::PRESETS;
+pub use read::MOST_LAYERS;
 
 /// The families whose `config.json` is understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

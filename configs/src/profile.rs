@@ -1,7 +1,14 @@
 //! `profile.yaml`: what profiling measured of each layer of a model.
 
+use std::fmt::Display;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::file::{self, Check, Invalid};
+use crate::hardware;
+use crate::job::Job;
+use crate::model::{MOST_LAYERS, Model};
 
 /// A time measured many times, ns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -91,4 +98,212 @@ pub struct Profile {
     pub layers: Vec<LayerProfile>,
     /// Wall time the profiling took, ns.
     pub cost_ns: u64,
+}
+
+/// Times are below 104 days and sizes below 8 PiB: sums over layers stay far from the end of 64 bits.
+const MOST: u64 = 1 << 53;
+
+impl Sample {
+    /// Checks the sample that stands at `field`.
+    pub(crate) fn check(&self, field: &str) -> Result<(), Invalid> {
+        let times =
+            [("median_ns", self.median_ns), ("mad_ns", self.mad_ns), ("p05_ns", self.p05_ns), ("p95_ns", self.p95_ns)];
+        for (name, ns) in times {
+            if ns > MOST {
+                return Err(Invalid::new(format!("{field}.{name}"), format!("expected at most {MOST}, found {ns}")));
+            }
+        }
+        if self.p05_ns > self.p95_ns {
+            return Err(Invalid::new(
+                format!("{field}.p05_ns"),
+                format!("expected at most p95_ns = {}, found {}", self.p95_ns, self.p05_ns),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Profile {
+    /// The layers of the model one by one, in order: embedding, blocks, head.
+    pub fn each_layer(&self) -> impl Iterator<Item = &LayerProfile> {
+        self.layers.iter().flat_map(|group| std::iter::repeat_n(group, group.count))
+    }
+
+    /// Whether the profile is one of this model at this job's batch shape, precision and backend.
+    pub fn check_job(&self, job: &Job, model: &Model) -> Result<(), Invalid> {
+        let differs = |field: &str, of: &str, expected: &dyn Display, found: &dyn Display| {
+            Err(Invalid::new(field, format!("expected the {of} {expected}, found {found}"))
+                .hint("the profile was measured for something else: profile again"))
+        };
+        if self.backend != job.backend.name() {
+            return differs("backend", "job's", &job.backend.name(), &self.backend);
+        }
+        if self.precision != job.precision.name() {
+            return differs("precision", "job's", &job.precision.name(), &self.precision);
+        }
+        if self.sequence_length != job.batch.sequence_length {
+            return differs("sequence_length", "job's", &job.batch.sequence_length, &self.sequence_length);
+        }
+        if self.microbatch_size != job.batch.microbatch_size {
+            return differs("microbatch_size", "job's", &job.batch.microbatch_size, &self.microbatch_size);
+        }
+        let blocks = self.each_layer().count().saturating_sub(2);
+        if blocks != model.layers {
+            return differs("layers", "model's number of blocks", &model.layers, &blocks);
+        }
+        Ok(())
+    }
+}
+
+impl Check for Profile {
+    fn check(&self) -> Result<(), Invalid> {
+        file::check_version(self.version)?;
+        hardware::check_backend(&self.backend)?;
+        if !["f32", "bf16"].contains(&self.precision.as_str()) {
+            return Err(Invalid::new("precision", format!("expected f32 or bf16, found {:?}", self.precision)));
+        }
+        for (field, number) in [("sequence_length", self.sequence_length), ("microbatch_size", self.microbatch_size)] {
+            if number == 0 {
+                return Err(Invalid::new(field, "expected at least 1, found 0"));
+            }
+        }
+        let last = self.layers.len().saturating_sub(1);
+        if last < 1 {
+            return Err(Invalid::new(
+                "layers",
+                format!("expected an embedding, blocks and a head, found {} groups", self.layers.len()),
+            ));
+        }
+        let mut layers = 0_usize;
+        for (i, group) in self.layers.iter().enumerate() {
+            let at = |name: &str| format!("layers[{i}].{name}");
+            let expected = match i {
+                0 => LayerKind::Embedding,
+                i if i == last => LayerKind::Head,
+                _ => LayerKind::Block,
+            };
+            if group.kind != expected {
+                return Err(Invalid::new(
+                    at("kind"),
+                    format!("expected {}, found {}", expected.name(), group.kind.name()),
+                ));
+            }
+            let single = expected != LayerKind::Block;
+            if group.count == 0 || single && group.count != 1 {
+                let number = if single { "1" } else { "at least 1" };
+                return Err(Invalid::new(at("count"), format!("expected {number}, found {}", group.count)));
+            }
+            layers = layers.saturating_add(group.count);
+            if layers > MOST_LAYERS + 2 {
+                return Err(Invalid::new(at("count"), format!("expected at most {MOST_LAYERS} blocks in all")));
+            }
+            group.forward.check(&at("forward"))?;
+            group.backward_input.check(&at("backward_input"))?;
+            group.backward_weight.check(&at("backward_weight"))?;
+            group.bytes.check(&at("bytes"))?;
+        }
+        Ok(())
+    }
+}
+
+impl LayerKind {
+    /// The word in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            LayerKind::Embedding => "embedding",
+            LayerKind::Block => "block",
+            LayerKind::Head => "head",
+        }
+    }
+}
+
+impl LayerBytes {
+    fn check(&self, field: &str) -> Result<(), Invalid> {
+        let of_activation = [("weight_context", self.weight_context), ("offloadable", self.offloadable)];
+        for (name, bytes) in of_activation {
+            if bytes > self.activation {
+                return Err(Invalid::new(
+                    format!("{field}.{name}"),
+                    format!("expected at most activation = {}, found {bytes}", self.activation),
+                ));
+            }
+        }
+        for (name, bytes) in [("activation", self.activation), ("output", self.output), ("workspace", self.workspace)] {
+            if bytes > MOST {
+                return Err(Invalid::new(
+                    format!("{field}.{name}"),
+                    format!("expected at most {MOST} bytes, found {bytes}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn profile() -> Profile {
+        let time = |ns| Sample { median_ns: ns, mad_ns: 1, p05_ns: ns - 1, p95_ns: ns + 1, count: 10, stable: true };
+        let group = |kind, count| LayerProfile {
+            kind,
+            count,
+            forward: time(10),
+            backward_input: time(10),
+            backward_weight: time(10),
+            bytes: LayerBytes { activation: 8, weight_context: 4, offloadable: 8, output: 2, workspace: 1 },
+            parameters: 7,
+        };
+        Profile {
+            version: 1,
+            model: "llama-15m".to_owned(),
+            backend: "cpu".to_owned(),
+            precision: "f32".to_owned(),
+            sequence_length: 256,
+            microbatch_size: 1,
+            clock: "monotonic".to_owned(),
+            layers: vec![group(LayerKind::Embedding, 1), group(LayerKind::Block, 6), group(LayerKind::Head, 1)],
+            cost_ns: 1,
+        }
+    }
+
+    #[test]
+    fn layers_come_one_by_one_in_order() {
+        let kinds: Vec<_> = profile().each_layer().map(|l| l.kind.name()).collect();
+        assert_eq!(kinds.join(" "), "embedding block block block block block block head");
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused_by_name() {
+        let refusal = |change: fn(&mut Profile)| {
+            let mut profile = profile();
+            profile.check().unwrap();
+            change(&mut profile);
+            profile.check().unwrap_err().field
+        };
+        assert_eq!(refusal(|p| p.version = 9), "version");
+        assert_eq!(refusal(|p| p.precision = "f16".to_owned()), "precision");
+        assert_eq!(refusal(|p| p.microbatch_size = 0), "microbatch_size");
+        assert_eq!(refusal(|p| p.layers.clear()), "layers");
+        assert_eq!(refusal(|p| p.layers.swap(0, 1)), "layers[0].kind");
+        assert_eq!(refusal(|p| p.layers[2].count = 2), "layers[2].count");
+        assert_eq!(refusal(|p| p.layers[1].count = usize::MAX), "layers[1].count");
+        assert_eq!(refusal(|p| p.layers[1].forward.median_ns = u64::MAX), "layers[1].forward.median_ns");
+        assert_eq!(refusal(|p| p.layers[1].bytes.offloadable = 9), "layers[1].bytes.offloadable");
+    }
+
+    #[test]
+    fn a_profile_of_something_else_is_refused() {
+        let model = Model::read("llama-15m", None).unwrap();
+        let job = Job::default();
+        profile().check_job(&job, &model).unwrap();
+        let other = Model::read("gpt2", None).unwrap();
+        assert_eq!(profile().check_job(&job, &other).unwrap_err().field, "layers");
+        let mut longer = job;
+        longer.batch.sequence_length = 128;
+        let invalid = profile().check_job(&longer, &model).unwrap_err();
+        assert_eq!(invalid.message, "expected the job's 128, found 256");
+    }
 }

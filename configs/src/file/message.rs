@@ -7,11 +7,10 @@ use super::FileError;
 /// A parser's error as a [`FileError`]. `field` is the path down to it, `.` at the top.
 pub(super) fn reworded(path: &Path, field: &str, message: &str, at: Option<(usize, usize)>) -> FileError {
     let field = if field == "." { "" } else { field };
-    // Both parsers put the place at the end of the message, serde_yaml also the path at its front.
-    let mut text = match message.rfind(" at line ") {
-        Some(end) => &message[..end],
-        None => message,
-    };
+    // Both parsers put the place into the message, serde_yaml also the path at its front.
+    let place = at.map(|(line, column)| format!(" at line {line} column {column}")).unwrap_or_default();
+    let text = message.replacen(&place, "", 1);
+    let mut text = text.as_str();
     if let Some(rest) = text.strip_prefix(field).and_then(|t| t.strip_prefix(": ")) {
         text = rest;
     }
@@ -45,7 +44,7 @@ pub(super) fn reworded(path: &Path, field: &str, message: &str, at: Option<(usiz
         error.message = format!("expected {}, found {name}", known.join(" or "));
         error.hint = closest(name, &known).map(|k| format!("did you mean `{k}`?").into());
     } else {
-        error.message = plain(text);
+        (error.message, error.hint) = plain(text);
     }
     error
 }
@@ -59,32 +58,83 @@ fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     scored.filter(|(distance, k)| *distance <= 1 + k.len() / 4).min().map(|(_, k)| k)
 }
 
-/// `invalid type: string "x", expected usize` as `expected a whole number, 0 or more, found "x"`.
-fn plain(text: &str) -> String {
+/// `invalid type: string "x", expected usize` as `expected a whole number, 0 or more, found "x"`, and a
+/// word that was likely meant.
+fn plain(text: &str) -> (String, Option<Box<str>>) {
     let rest = ["invalid type: ", "invalid value: ", "invalid length "].iter().find_map(|lead| text.strip_prefix(lead));
     let Some((found, expected)) = rest.and_then(|rest| rest.rsplit_once(", expected ")) else {
-        return text.to_owned();
+        return (text.to_owned(), None);
     };
     let found = match found.split_once(' ') {
-        Some(("string", value)) => value.to_owned(),
-        Some((_, value)) if value.starts_with('`') => value.trim_matches('`').to_owned(),
+        Some(("string", value)) => value,
+        Some((_, value)) if value.ends_with('`') => value.split('`').nth(1).unwrap_or(value),
         _ => match found {
-            "unit value" | "null" => "nothing".to_owned(),
-            "map" => "keys and values".to_owned(),
-            "sequence" => "a list".to_owned(),
-            other => other.to_owned(),
+            "unit value" | "null" => "nothing",
+            "map" => "keys and values",
+            "sequence" => "a list",
+            other => other,
         },
     };
-    let expected = match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
-        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
-        "f32" | "f64" => "a number",
-        "a boolean" => "true or false",
-        "a string" => "text",
-        "a sequence" => "a list",
-        "a map" => "keys and values",
-        other if other.starts_with("struct ") => "keys and values",
-        other => other,
+    let of_type = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => Some("a whole number, 0 or more"),
+        "i8" | "i16" | "i32" | "i64" | "isize" => Some("a whole number"),
+        "f32" | "f64" => Some("a number"),
+        "a boolean" => Some("true or false"),
+        "a string" | "path string" => Some("text"),
+        "a sequence" => Some("a list"),
+        "a map" => Some("keys and values"),
+        other if other.starts_with("struct ") => Some("keys and values"),
+        _ => None,
     };
-    format!("expected {expected}, found {found}")
+    let words: Vec<&str> = match of_type {
+        Some(_) => Vec::new(),
+        None => expected.split(|c: char| !c.is_alphanumeric()).filter(|word| word.len() > 3).collect(),
+    };
+    let hint = closest(found.trim_matches('"'), &words).map(|word| format!("did you mean `{word}`?").into());
+    (format!("expected {}, found {found}", of_type.unwrap_or(expected)), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(field: &str, message: &str, at: (usize, usize)) -> String {
+        reworded(Path::new("f"), field, message, Some(at)).to_string()
+    }
+
+    #[test]
+    fn rust_types_become_words() {
+        assert_eq!(
+            shown("a.b", "a.b: invalid type: string \"x, expected y\", expected usize at line 3 column 5", (3, 5)),
+            "f:3:5: a.b: expected a whole number, 0 or more, found \"x, expected y\""
+        );
+        assert_eq!(
+            shown("a", "a: invalid value: integer `-3`, expected u32 at line 1 column 2", (1, 2)),
+            "f:1:2: a: expected a whole number, 0 or more, found -3"
+        );
+        assert_eq!(
+            shown(".", "invalid type: sequence, expected struct Job at line 1 column 1", (1, 1)),
+            "f:1:1: expected keys and values, found a list"
+        );
+    }
+
+    #[test]
+    fn a_typing_error_gets_the_word_that_was_meant() {
+        assert_eq!(
+            shown("a", "a: unknown field `modle`, expected `model` or `batch` at line 2 column 3", (2, 3)),
+            "f:2:3: a.modle: unknown field; known are model, batch\n  hint: did you mean `model`?"
+        );
+        assert_eq!(
+            shown(".", "unknown field `x`, expected `model` or `batch` at line 2 column 3", (2, 3)),
+            "f:2:3: x: unknown field; known are model, batch"
+        );
+    }
+
+    #[test]
+    fn the_context_of_a_syntax_error_stays() {
+        assert_eq!(
+            shown(".", "did not find ']' at line 3 column 1, while parsing a list at line 2 column 4", (3, 1)),
+            "f:3:1: did not find ']', while parsing a list at line 2 column 4"
+        );
+    }
 }

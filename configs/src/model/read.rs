@@ -11,7 +11,8 @@ use crate::file::{self, FileError, Invalid};
 /// Sizes beyond these are typing errors; within them no product of sizes leaves 64 bits.
 const LARGEST_WIDTH: usize = 1 << 20;
 const LARGEST_HEADS_WIDTH: usize = 1 << 22;
-const MOST_LAYERS: usize = 1_000;
+/// The most blocks of a model.
+pub const MOST_LAYERS: usize = 1_000;
 const LARGEST_VOCABULARY: usize = 1 << 24;
 const LARGEST_POSITION: usize = 1 << 30;
 
