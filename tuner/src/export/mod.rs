@@ -9,6 +9,9 @@ pub mod timeline;
 pub mod trace;
 pub mod units;
 
+#[cfg(test)]
+mod tests;
+
 pub use timeline::{TimelineOptions, timeline_svg};
 pub use trace::trace_json;
 
