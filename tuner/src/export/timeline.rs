@@ -23,7 +23,7 @@ mod style;
 mod text;
 
 use boxes::Detail;
-use panel::{Look, Panel};
+use panel::{Canvas, Look, Panel};
 use text::{escape, fit, num};
 
 /// What the picture says about itself, and its size.
@@ -74,6 +74,10 @@ impl Scale {
 /// The text of `timeline.svg`: the schedule, and below it on the same scale the measurement if there
 /// is one. At most about 2 MB: where there are too many ops for that, columns show their shares
 /// of time, and the picture says so.
+///
+/// # Errors
+/// If the schedule or the measurement is not one of this problem. Whether the schedule is legal is not
+/// looked at: one that exceeds a limit is drawn so.
 pub fn timeline_svg(
     problem: &Problem,
     schedule: &Schedule,
@@ -111,8 +115,9 @@ fn draw(problem: &Problem, panels: &[Panel], options: &TimelineOptions) -> Strin
         let _ = writeln!(body, r#"<text class="muted" font-size="12" x="{MARGIN}" y="{}">{subtitle}</text>"#, num(y));
     }
     y = legend::draw(&mut body, problem, panels, &look, most_chunks, width, y + 14.0);
+    let canvas = Canvas { problem, chunks: &chunks, look: &look, scale: &scale, detail };
     for panel in panels {
-        y = panel.draw(&mut body, problem, &chunks, &look, &scale, detail, y + 10.0);
+        y = panel.draw(&mut body, &canvas, y + 10.0);
     }
     if let Detail::Columns(columns) = detail {
         y += 16.0;

@@ -18,6 +18,9 @@ use super::memory::memory_curves;
 use crate::measured::Measured;
 
 /// The text of `trace.json`, one event a line.
+///
+/// # Errors
+/// If the schedule or the measurement is not one of this problem; whether it is legal is not looked at.
 pub fn trace_json(problem: &Problem, schedule: &Schedule, measured: Option<&Measured>) -> Result<String, ExportError> {
     let mut trace = Trace { problem, events: Vec::new(), next_tid: 10, next_flow: 1 };
     trace.process(1, "predicted", &Bars::predicted(problem, schedule)?, None);

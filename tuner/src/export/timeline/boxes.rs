@@ -31,10 +31,12 @@ pub(super) const MOST_BOXES: usize = 70_000;
 impl Detail {
     /// For `ops` ops in `rows` rows.
     pub(super) fn of(ops: usize, rows: usize) -> Detail {
-        match ops {
-            0..=MOST_ELEMENTS => Detail::Elements,
-            ..=MOST_BOXES => Detail::Paths,
-            _ => Detail::Columns((MOST_BOXES / rows.max(1)).clamp(50, 1000)),
+        if ops <= MOST_ELEMENTS {
+            Detail::Elements
+        } else if ops <= MOST_BOXES {
+            Detail::Paths
+        } else {
+            Detail::Columns((MOST_BOXES / rows.max(1)).clamp(50, 1000))
         }
     }
 }

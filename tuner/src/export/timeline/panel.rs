@@ -39,7 +39,7 @@ impl Look {
     pub(super) fn of(problem: &Problem, panels: &[Panel], scale: &Scale, rows: usize) -> Look {
         let (compute, lane, memory, gap, memory_lines, memory_size) = match rows {
             ..=10 => (26.0, 11.0, 36.0, 16.0, 3, 10.0),
-            ..=20 => (20.0, 7.0, 24.0, 10.0, 2, 9.5),
+            11..=20 => (20.0, 7.0, 24.0, 10.0, 2, 9.5),
             _ => (16.0, 4.0, 14.0, 7.0, 1, 9.5),
         };
         let every = || panels.iter().flat_map(|panel| panel.bars.devices.iter().flatten());
@@ -71,6 +71,17 @@ impl Look {
     fn row(&self) -> f64 {
         self.compute + if self.copies { 2.0 * self.lane + 3.0 } else { 0.0 } + 3.0 + self.memory
     }
+}
+
+/// What all panels of a picture are drawn with.
+#[derive(Clone, Copy)]
+pub(super) struct Canvas<'a> {
+    pub(super) problem: &'a Problem,
+    /// Rank of each stage among those of its device.
+    pub(super) chunks: &'a [usize],
+    pub(super) look: &'a Look,
+    pub(super) scale: &'a Scale,
+    pub(super) detail: Detail,
 }
 
 /// A schedule or a measurement, ready to draw.
@@ -157,17 +168,8 @@ impl Panel {
     }
 
     /// Draws the panel below `top`; gives its bottom.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn draw(
-        &self,
-        svg: &mut String,
-        problem: &Problem,
-        chunks: &[usize],
-        look: &Look,
-        scale: &Scale,
-        detail: Detail,
-        top: f64,
-    ) -> f64 {
+    pub(super) fn draw(&self, svg: &mut String, canvas: &Canvas, top: f64) -> f64 {
+        let Canvas { problem, look, scale, .. } = *canvas;
         let (full, heading) = (scale.left + scale.width + RIGHT - MARGIN, escape(&self.heading));
         let baseline = num(top + 12.0);
         let _ = writeln!(svg, r#"<text class="strong" font-size="13" x="{MARGIN}" y="{baseline}">{heading}</text>"#);
@@ -193,7 +195,7 @@ impl Panel {
         axis::grid(svg, scale, first - 3.0, bottom + 4.0);
         for (device, &y) in rows.iter().enumerate() {
             let _ = writeln!(svg, r#"<g class="device">"#);
-            self.device(svg, problem, chunks, look, scale, detail, device, y);
+            self.device(svg, canvas, device, y);
             svg.push_str("</g>\n");
         }
         let (x, from, to) = (num(scale.x(self.bars.makespan)), num(first - 3.0), num(bottom + 4.0));
@@ -213,18 +215,8 @@ impl Panel {
         track("memory-track", y + look.row() - look.memory, look.memory);
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn device(
-        &self,
-        svg: &mut String,
-        problem: &Problem,
-        chunks: &[usize],
-        look: &Look,
-        scale: &Scale,
-        detail: Detail,
-        device: usize,
-        y: f64,
-    ) {
+    fn device(&self, svg: &mut String, canvas: &Canvas, device: usize, y: f64) {
+        let Canvas { problem, chunks, look, scale, detail } = *canvas;
         let ops = &self.bars.devices[device];
         let of = |wanted: &dyn Fn(&Bar) -> bool| ops.iter().copied().filter(|op| wanted(op)).collect::<Vec<Bar>>();
         let mut lanes = vec![(of(&|op| op.kind.is_compute()), y, look.compute, look.label_size)];
@@ -248,12 +240,13 @@ impl Panel {
             height: look.memory,
         };
         band.draw(svg, scale, look.points);
-        self.names(svg, problem, look, scale, device, y);
+        self.names(svg, canvas, device, y);
         self.memory_words(svg, &band, look, top);
     }
 
     /// The device's name and stages at the left, its load at the right.
-    fn names(&self, svg: &mut String, problem: &Problem, look: &Look, scale: &Scale, device: usize, y: f64) {
+    fn names(&self, svg: &mut String, canvas: &Canvas, device: usize, y: f64) {
+        let Canvas { problem, look, scale, .. } = *canvas;
         let stages: Vec<String> = problem.stages_of(device).map(|s| s.to_string()).collect();
         let stages = match stages.len() {
             0 => "no stage".to_owned(),
