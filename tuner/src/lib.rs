@@ -1,4 +1,12 @@
 //! The parts of the binary `optpipe`: the loop, the runner, export, report.
 
+pub mod error;
 pub mod export;
+pub mod interrupt;
 pub mod measured;
+pub mod plan;
+pub mod progress;
+pub mod summary;
+pub mod table;
+pub mod text;
+pub mod tune;

@@ -1,0 +1,120 @@
+//! What can go wrong in a command, and the exit code that says so.
+
+use optpipe_configs::file::{FileError, Invalid};
+
+use crate::text;
+
+/// A failed command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or an argument that cannot be used as it is.
+    #[error("{message}")]
+    Input {
+        /// What was found where, and what was expected.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// A device cannot hold even one microbatch.
+    #[error("{message}")]
+    Infeasible {
+        /// Which device lacks how much.
+        message: String,
+        /// What would make it fit.
+        hint: String,
+    },
+    /// Anything else.
+    #[error("{message}")]
+    Failed {
+        /// What failed.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// Stopped by the user.
+    #[error("interrupted{0}")]
+    Interrupted(
+        /// What was kept, starting with a separator, or nothing.
+        String,
+    ),
+}
+
+impl Error {
+    /// An unusable argument.
+    pub fn input(message: impl Into<String>) -> Self {
+        Error::Input { message: message.into(), hint: None }
+    }
+
+    /// A failure.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Error::Failed { message: message.into(), hint: None }
+    }
+
+    /// A file that could not be written: nothing is wrong with the input.
+    pub fn write(error: FileError) -> Self {
+        let FileError { path, message, hint, .. } = error;
+        Error::Failed { message: format!("{}: {message}", path.display()), hint: hint.map(Into::into) }
+    }
+
+    /// A job's or a problem's condition that does not hold, where no file is to blame.
+    pub fn invalid(what: &str, invalid: Invalid) -> Self {
+        Error::Input { message: format!("{what}: {}: {}", invalid.field, invalid.message), hint: invalid.hint }
+    }
+
+    /// The same error with advice.
+    #[must_use]
+    pub fn hint(mut self, text: impl Into<String>) -> Self {
+        match &mut self {
+            Error::Input { hint, .. } | Error::Failed { hint, .. } => *hint = Some(text.into()),
+            Error::Infeasible { hint, .. } => *hint = text.into(),
+            Error::Interrupted(_) => {}
+        }
+        self
+    }
+
+    /// The advice.
+    pub fn advice(&self) -> Option<&str> {
+        match self {
+            Error::Input { hint, .. } | Error::Failed { hint, .. } => hint.as_deref(),
+            Error::Infeasible { hint, .. } => Some(hint),
+            Error::Interrupted(_) => None,
+        }
+    }
+
+    /// 1 failed, 2 bad input, 3 infeasible, 130 interrupted.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Failed { .. } => 1,
+            Error::Input { .. } => 2,
+            Error::Infeasible { .. } => 3,
+            Error::Interrupted(_) => 130,
+        }
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(mut error: FileError) -> Self {
+        let hint = error.hint.take();
+        Error::Input { message: error.to_string(), hint: hint.map(Into::into) }
+    }
+}
+
+impl From<optpipe_solver::problem::Infeasible> for Error {
+    fn from(e: optpipe_solver::problem::Infeasible) -> Self {
+        Error::Infeasible {
+            message: format!(
+                "infeasible: device {} lacks {} ({} bytes): one microbatch at a time, with everything offloaded at \
+                 once, needs {} and the capacity is {}",
+                e.device,
+                text::bytes(e.missing_bytes.unsigned_abs()),
+                e.missing_bytes,
+                text::bytes(e.needed_bytes.unsigned_abs()),
+                text::bytes(e.capacity.unsigned_abs()),
+            ),
+            hint: format!("raise bytes.capacity[{}] to at least {}", e.device, e.needed_bytes),
+        }
+    }
+}
+
+/// The outcome of a command.
+pub type Result<T> = std::result::Result<T, Error>;
