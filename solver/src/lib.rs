@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod method;
+pub mod milp;
 pub mod order;
 pub mod problem;
 pub mod schedule;
