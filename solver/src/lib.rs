@@ -5,6 +5,7 @@
 //!          └─ bound
 //! ```
 
+pub mod adaptive;
 pub mod check;
 pub mod method;
 pub mod milp;

@@ -1,0 +1,104 @@
+//! Adaptive offload: a compute order by list scheduling ([`dispatch`]), then what to offload so that it
+//! fits ([`evict`]), then the order of the copies ([`replay`]).
+//!
+//! Where a legal schedule exists at all, so does one that runs a microbatch at a time with everything
+//! offloaded that must be; [`construct_serial`] finds that one, so a schedule is always found.
+
+pub(crate) mod dispatch;
+pub(crate) mod evict;
+pub mod policy;
+pub(crate) mod replay;
+
+use dispatch::{ComputeOrder, Shape};
+use evict::Rule;
+use policy::Policy;
+
+use crate::graph::Graph;
+use crate::plan::{Evaluator, Plan};
+use crate::problem::{Infeasible, Problem};
+use crate::schedule::{OpKind, Schedule};
+
+/// Constructs plans of one problem, one policy after another.
+#[derive(Debug, Clone)]
+pub(crate) struct Constructor<'p> {
+    pub(crate) graph: &'p Graph<'p>,
+    shape: Shape,
+    pub(crate) evaluator: Evaluator,
+    marks: evict::Marks,
+}
+
+impl<'p> Constructor<'p> {
+    pub(crate) fn new(graph: &'p Graph<'p>) -> Self {
+        Constructor {
+            graph,
+            shape: Shape::new(graph),
+            evaluator: Evaluator::new(graph),
+            marks: evict::Marks::new(graph),
+        }
+    }
+
+    /// The policy's plan and makespan; `None` where its compute order cannot be made to fit.
+    pub(crate) fn construct(&mut self, policy: &Policy) -> Option<(Plan, i64)> {
+        let order = dispatch::dispatch(self.graph, &self.shape, policy);
+        self.complete(&order, policy)
+    }
+
+    /// One microbatch at a time: fits whenever anything does.
+    pub(crate) fn construct_serial(&mut self) -> Option<(Plan, i64)> {
+        let graph = self.graph;
+        let mut order =
+            ComputeOrder { sequences: vec![Vec::new(); graph.problem.devices], end: vec![0; 3 * graph.pairs] };
+        let mut now = 0;
+        for j in 0..graph.microbatches {
+            let forwards = (0..graph.stages).map(|s| graph.op(OpKind::F, s, j));
+            let backwards =
+                (0..graph.stages).rev().flat_map(|s| [OpKind::B, OpKind::W].map(|kind| graph.op(kind, s, j)));
+            for op in forwards.chain(backwards) {
+                now += graph.nodes[op as usize].duration;
+                order.end[op as usize] = now;
+                order.sequences[graph.device(op)].push(op);
+            }
+        }
+        self.complete(&order, &Policy::SERIAL)
+    }
+
+    /// Adds offloads and reloads to a compute order.
+    pub(crate) fn complete(&mut self, order: &ComputeOrder, policy: &Policy) -> Option<(Plan, i64)> {
+        let graph = self.graph;
+        let rule = Rule { spare: policy.spare, prefetch: policy.prefetch };
+        let mut sequences = Vec::with_capacity(order.sequences.len());
+        let mut channels = vec![Vec::new(); graph.channel_names.len()];
+        for (d, compute) in order.sequences.iter().enumerate() {
+            let evicted = evict::evict(graph, d, compute, &order.end, rule, &mut self.marks)?;
+            channels[graph.offload_channel[d]].extend(&evicted.offloads);
+            let reloads = evicted.sequence.iter().copied().filter(|&op| graph.kind(op) == OpKind::R);
+            channels[graph.reload_channel[d]].extend(reloads);
+            sequences.push(evicted.sequence);
+        }
+        let mut plan = Plan::new(graph, sequences, channels);
+        replay::order_copies(graph, &mut self.evaluator, &mut plan, policy.copies, &order.end)?;
+        let makespan = self.evaluator.run(graph, &plan, true).ok()?;
+        Some((plan, makespan))
+    }
+}
+
+/// The best schedule of a fixed set of policies; always one where the problem is feasible.
+///
+/// # Errors
+/// [`Infeasible`], when no legal schedule exists.
+pub fn schedule(problem: &Problem) -> Result<Schedule, Infeasible> {
+    problem.feasible()?;
+    let graph = Graph::new(problem);
+    let mut constructor = Constructor::new(&graph);
+    let mut best = constructor.construct_serial();
+    for policy in Policy::grid(problem.devices) {
+        let found = constructor.construct(&policy);
+        if let Some(found) = found.filter(|x| best.as_ref().is_none_or(|y| x.1 < y.1)) {
+            best = Some(found);
+        }
+    }
+    let (plan, _) = best.expect("a feasible problem has a serial plan: it holds one microbatch at a time");
+    let timed = constructor.evaluator.run(&graph, &plan, true);
+    debug_assert!(timed.is_ok(), "the plan was timed before");
+    Ok(constructor.evaluator.schedule(&graph, &plan))
+}

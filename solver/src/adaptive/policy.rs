@@ -1,0 +1,152 @@
+//! What a constructed schedule depends on besides the problem.
+
+use rand::RngExt;
+use rand_pcg::Pcg64Mcg;
+
+/// Parameters of a construction. All are ratios or counts, so that one set fits problems of any size.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Policy {
+    /// Microbatches in flight at a stage, as a multiple of the number that keeps the pipeline busy:
+    /// the time from F to the end of B over the time that the busiest device needs a microbatch.
+    pub in_flight: f64,
+    /// So many more in flight at every stage.
+    pub extra: usize,
+    /// Below this share of the microbatches in flight F goes before B, else B before F.
+    pub forward_first: f64,
+    /// Microbatches go through the chunks of a device in groups of this many.
+    pub group: usize,
+    /// W waiting on the device of the first stage before W goes first.
+    pub weights_first: f64,
+    /// The same on the device of the last stage; in between it goes linearly.
+    pub weights_last: f64,
+    /// No W starts if a B or F is known to arrive within this share of its time.
+    pub weight_patience: f64,
+    /// No F starts if a B is known to arrive within this share of its time.
+    pub forward_patience: f64,
+    /// Share of what could be offloaded that the compute order counts as resident: 1 plans without
+    /// offloading, 0 as if everything were offloaded.
+    pub resident: f64,
+    /// Share of the memory kept free for reloading ahead of need.
+    pub spare: f64,
+    /// Reloads are moved ahead of their B by up to so many times their length.
+    pub prefetch: f64,
+    /// How a channel chooses among copies that are ready.
+    pub copies: CopyRule,
+}
+
+/// How a channel chooses among copies that are ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyRule {
+    /// The one that has been ready the longest.
+    FirstReady,
+    /// Reloads before offloads.
+    ReloadFirst,
+    /// Offloads before reloads.
+    OffloadFirst,
+    /// By the time at which the compute order alone would want it.
+    Due,
+}
+
+impl Policy {
+    /// One microbatch at a time, everything offloaded that must be.
+    pub(crate) const SERIAL: Policy = Policy {
+        in_flight: 0.0,
+        extra: 0,
+        forward_first: 0.0,
+        group: 1,
+        weights_first: 0.0,
+        weights_last: 0.0,
+        weight_patience: 0.0,
+        forward_patience: 0.0,
+        resident: 0.0,
+        spare: 0.0,
+        prefetch: 1.0,
+        copies: CopyRule::Due,
+    };
+
+    /// A fixed set that covers the kinds of schedule known to be good, the likeliest first.
+    pub(crate) fn grid(devices: usize) -> Vec<Policy> {
+        let base = Policy {
+            in_flight: 1.5,
+            extra: 1,
+            forward_first: 0.0,
+            group: devices,
+            weights_first: 0.0,
+            weights_last: 1e9,
+            weight_patience: 0.0,
+            forward_patience: 0.0,
+            resident: 1.0,
+            spare: 0.0,
+            prefetch: 2.0,
+            copies: CopyRule::Due,
+        };
+        let mut grid = Vec::new();
+        for resident in [1.0, 0.5, 0.0] {
+            for in_flight in [1.5, 1.0, 2.5] {
+                for (group, forward_first) in
+                    [(devices, 0.0), (1, 0.0), (2, 0.0), (devices, 1.0), (4, 0.5), (2 * devices, 0.5)]
+                {
+                    grid.push(Policy { resident, in_flight, group, forward_first, ..base });
+                }
+            }
+        }
+        // Interleave the three shares of residence, so that the first few sets differ.
+        let third = grid.len() / 3;
+        (0..third).flat_map(|i| [grid[i], grid[third + i], grid[2 * third + i]]).collect()
+    }
+
+    /// A random set.
+    pub(crate) fn random(rng: &mut Pcg64Mcg, devices: usize) -> Policy {
+        let weights = |rng: &mut Pcg64Mcg| match rng.random_range(0..4) {
+            0 => 0.0,
+            1 => 1e9,
+            _ => rng.random::<f64>() * 2.0 * devices as f64,
+        };
+        let patience = |rng: &mut Pcg64Mcg| if rng.random::<bool>() { 0.0 } else { rng.random::<f64>() };
+        let groups = [1, 2, 3, 4, devices, 2 * devices, devices.div_ceil(2)];
+        Policy {
+            in_flight: 0.3 + 2.7 * rng.random::<f64>(),
+            extra: rng.random_range(0..3),
+            forward_first: [0.0, 1.0, rng.random::<f64>()][rng.random_range(0..3)],
+            group: groups[rng.random_range(0..groups.len())],
+            weights_first: weights(rng),
+            weights_last: weights(rng),
+            weight_patience: patience(rng),
+            forward_patience: patience(rng),
+            resident: [0.0, 1.0, rng.random::<f64>(), rng.random::<f64>()][rng.random_range(0..4)],
+            spare: if rng.random::<bool>() { 0.0 } else { 0.5 * rng.random::<f64>() },
+            prefetch: 3.0 * rng.random::<f64>(),
+            copies: CopyRule::random(rng),
+        }
+    }
+
+    /// The same with a few parameters changed.
+    pub(crate) fn mutate(mut self, rng: &mut Pcg64Mcg, devices: usize) -> Policy {
+        for _ in 0..rng.random_range(1..4) {
+            let other = Policy::random(rng, devices);
+            let scale = 0.7 + 0.6 * rng.random::<f64>();
+            match rng.random_range(0..12) {
+                0 => self.in_flight = (self.in_flight * scale).max(0.1),
+                1 => self.extra = other.extra,
+                2 => self.forward_first = other.forward_first,
+                3 => self.group = other.group,
+                4 => self.weights_first = other.weights_first,
+                5 => self.weights_last = other.weights_last,
+                6 => self.weight_patience = other.weight_patience,
+                7 => self.forward_patience = other.forward_patience,
+                8 => self.resident = (self.resident + 0.2 * (rng.random::<f64>() - 0.5)).clamp(0.0, 1.0),
+                9 => self.spare = other.spare,
+                10 => self.prefetch = other.prefetch,
+                _ => self.copies = other.copies,
+            }
+        }
+        self
+    }
+}
+
+impl CopyRule {
+    fn random(rng: &mut Pcg64Mcg) -> CopyRule {
+        use CopyRule::{Due, FirstReady, OffloadFirst, ReloadFirst};
+        [FirstReady, ReloadFirst, OffloadFirst, Due][rng.random_range(0..4)]
+    }
+}
