@@ -6,6 +6,7 @@
 //! ```
 
 pub mod adaptive;
+pub mod bound;
 pub mod check;
 pub mod method;
 pub mod milp;
