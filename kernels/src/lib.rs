@@ -1,1 +1,22 @@
-//! kernels
+//! Device work: the memory budget of a device, copies between device and host, the backends that
+//! carry them out, and the allocator that counts bytes.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`budget`] | a device's tracked memory, handed out in the order of a schedule |
+//! | [`arena`] | reusable host buffers, and tensors stored in them |
+//! | [`copy`] | copy threads, one a channel |
+//! | [`backend`] | what a backend can do; choosing one |
+//! | [`cpu`] | the backend of this machine's processor |
+//! | [`cuda`] | which NVIDIA devices there are |
+//! | [`alloc`] | a counting global allocator |
+//!
+//! This is the one crate of OptPipe with `unsafe` code.
+
+pub mod alloc;
+pub mod arena;
+pub mod backend;
+pub mod budget;
+pub mod copy;
+pub mod cpu;
+pub mod cuda;

@@ -1,0 +1,170 @@
+//! Host memory for offloaded tensors: buffers that are used again and again.
+//!
+//! Fresh memory costs a page fault every 4 KiB at its first use, which would double the time of a
+//! copy, and not in a regular way. So buffers are written once when they are made and kept in a pool.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Shape};
+
+/// Buffers are made in multiples of this, bytes.
+const GRAIN: usize = 4096;
+
+#[derive(Debug, Default)]
+struct Free {
+    /// Free buffers by length. A `Vec` is never empty.
+    by_length: BTreeMap<usize, Vec<Box<[u8]>>>,
+    /// Bytes of all buffers of the pool, in use or free.
+    total: usize,
+}
+
+/// A pool of host buffers; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct HostPool {
+    free: Arc<Mutex<Free>>,
+}
+
+impl HostPool {
+    /// An empty pool.
+    pub fn new() -> Self {
+        HostPool::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Free> {
+        // Nothing that can panic happens between related changes.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A buffer of `bytes`: the smallest free one that is not more than twice as long, or a new one,
+    /// every page of which has been written. Contents are arbitrary.
+    pub fn take(&self, bytes: usize) -> HostBuffer {
+        let length = bytes.div_ceil(GRAIN).max(1) * GRAIN;
+        let mut free = self.lock();
+        let found = free.by_length.range(length..=2 * length).next().map(|(&l, _)| l);
+        let reused = found.and_then(|l| {
+            let list = free.by_length.get_mut(&l)?;
+            let memory = list.pop();
+            if list.is_empty() {
+                free.by_length.remove(&l);
+            }
+            memory
+        });
+        let memory = match reused {
+            Some(memory) => memory,
+            None => {
+                free.total += length;
+                drop(free);
+                // Not 0: zeroed memory would come from the system untouched.
+                vec![0xA5; length].into_boxed_slice()
+            }
+        };
+        HostBuffer { memory, bytes, pool: self.clone() }
+    }
+
+    /// Makes `count` buffers of `bytes` ahead of their use.
+    pub fn prepare(&self, count: usize, bytes: usize) {
+        let buffers: Vec<HostBuffer> = (0..count).map(|_| self.take(bytes)).collect();
+        drop(buffers);
+    }
+
+    /// Bytes of all buffers of the pool, in use or free.
+    pub fn total_bytes(&self) -> usize {
+        self.lock().total
+    }
+
+    /// Gives the free buffers back to the system.
+    pub fn trim(&self) {
+        let mut free = self.lock();
+        let lists = std::mem::take(&mut free.by_length);
+        free.total -= lists.iter().map(|(length, list)| length * list.len()).sum::<usize>();
+    }
+}
+
+/// Host memory from a pool, to which it returns when dropped.
+#[derive(Debug)]
+pub struct HostBuffer {
+    memory: Box<[u8]>,
+    bytes: usize,
+    pool: HostPool,
+}
+
+impl HostBuffer {
+    /// The contents.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.memory[..self.bytes]
+    }
+
+    /// The contents, to be written.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.memory[..self.bytes]
+    }
+}
+
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        let memory = std::mem::take(&mut self.memory);
+        self.pool.lock().by_length.entry(memory.len()).or_default().push(memory);
+    }
+}
+
+/// A tensor whose values are in host memory.
+#[derive(Debug)]
+pub struct HostTensor {
+    pub(crate) buffer: HostBuffer,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Shape,
+}
+
+impl HostTensor {
+    /// Bytes of its values.
+    pub fn bytes(&self) -> u64 {
+        self.buffer.as_slice().len() as u64
+    }
+
+    /// Number format.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Shape.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn buffers_come_back_and_are_used_again() {
+        let pool = HostPool::new();
+        let mut first = pool.take(10_000);
+        first.as_mut_slice()[9_999] = 7;
+        let address = first.as_slice().as_ptr();
+        assert_eq!(first.as_slice().len(), 10_000);
+        let total = pool.total_bytes();
+        drop(first);
+        let again = pool.take(9_000);
+        assert_eq!((again.as_slice().as_ptr(), pool.total_bytes()), (address, total));
+        // The free buffer is taken, so this one is new.
+        let other = pool.take(9_000);
+        assert_ne!(other.as_slice().as_ptr(), address);
+        assert!(pool.total_bytes() > total);
+        drop((again, other));
+        pool.trim();
+        assert_eq!(pool.total_bytes(), 0);
+    }
+
+    #[test]
+    fn a_small_request_leaves_a_large_buffer_alone() {
+        let pool = HostPool::new();
+        pool.prepare(1, 1 << 20);
+        let small = pool.take(1000);
+        let large = pool.take(1 << 20);
+        assert_eq!(pool.total_bytes(), (1 << 20) + GRAIN);
+        drop((small, large));
+    }
+}
