@@ -33,7 +33,8 @@ pub fn bytes(n: i64) -> String {
 
 /// `12.3 %`.
 pub fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
+    // Adding 0 makes a zero of a negative zero.
+    format!("{:.1} %", (1000.0 * share).round() / 10.0 + 0.0)
 }
 
 /// At least `digits` significant digits of a value of 1 or more; whole numbers as they are.

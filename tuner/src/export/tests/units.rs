@@ -26,4 +26,5 @@ fn times_and_sizes_come_with_units_that_fit() {
         assert_eq!(bytes(n), words);
     }
     assert_eq!(percent(0.10891), "10.9 %");
+    assert_eq!(percent(-1e-9), "0.0 %");
 }

@@ -167,7 +167,7 @@ impl Row<'_> {
         for op in self.ops {
             let (left, right) = (scale.x(op.start), scale.x(op.end));
             let label = op.microbatch.to_string();
-            if width(&label, size) + 1.5 > right - left {
+            if !label_fits(&label, size, right - left) {
                 continue;
             }
             if !any {
@@ -182,6 +182,11 @@ impl Row<'_> {
             svg.push_str("</g>\n");
         }
     }
+}
+
+/// Whether a number can stand in a box of this width.
+pub(super) fn label_fits(label: &str, size: f64, box_width: f64) -> bool {
+    width(label, size) + 1.0 <= box_width
 }
 
 /// Left edge and width of a box: a hair of background separates boxes that touch, where there is

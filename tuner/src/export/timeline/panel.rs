@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::OpKind;
 
-use super::boxes::{Detail, Row};
+use super::boxes::{Detail, Row, label_fits};
 use super::curve::Band;
 use super::text::{escape, fit, num, width as text_width};
 use super::{LEFT, MARGIN, RIGHT, Scale, axis};
@@ -48,11 +48,12 @@ impl Look {
             .map(|bar| scale.x(bar.end) - scale.x(bar.start))
             .collect();
         widths.sort_unstable_by(f64::total_cmp);
-        let typical = widths.get(widths.len() / 2).copied().unwrap_or(0.0);
+        // Numbers of one size throughout, and small enough for all but the narrowest boxes.
+        let narrow = widths.get(widths.len() / 20).copied().unwrap_or(0.0);
         let widest = widths.last().copied().unwrap_or(0.0);
-        let longest = (problem.microbatches.saturating_sub(1)).to_string();
-        let fits = |size: f64, box_width: f64| text_width(&longest, size) + 1.5 <= box_width;
-        let label_size = [12.0, 11.0, 10.0, 9.0].into_iter().find(|&size| fits(size, typical)).unwrap_or(8.0);
+        let longest = problem.microbatches.saturating_sub(1).to_string();
+        let sizes = [12.0, 11.0, 10.0, 9.0, 8.0];
+        let label_size = sizes.into_iter().find(|&size| label_fits(&longest, size, narrow)).unwrap_or(7.5);
         Look {
             compute,
             lane,
@@ -62,7 +63,7 @@ impl Look {
             memory_size,
             label_size,
             copies: every().any(|bar| !bar.kind.is_compute()),
-            numbered: text_width("0", label_size) + 1.5 <= widest,
+            numbered: label_fits("0", label_size, widest),
             points: (MOST_POINTS / rows.max(1)).clamp(50, 2 * scale.width as usize),
         }
     }
