@@ -144,12 +144,38 @@ fn parse_yaml<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileErr
     if text.bytes().all(|b| b.is_ascii_whitespace()) {
         return Err(FileError::new(path, "the file is empty"));
     }
+    if let Some(line) = too_deep(text) {
+        let message = format!("more than {MOST_BRACKETS} brackets are open at once");
+        return Err(FileError { line: Some(line), ..FileError::new(path, message) });
+    }
     serde_path_to_error::deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|e| {
         let field = e.path().to_string();
         let e = e.into_inner();
         let at = e.location().map(|at| (at.line(), at.column()));
         message::reworded(path, &field, &e.to_string(), at)
     })
+}
+
+/// The most brackets that YAML may have open at once; no file of ours needs ten.
+const MOST_BRACKETS: usize = 1000;
+
+/// The line where too many brackets are open, if there is one. The YAML parser's time grows with the
+/// square of the open brackets, before it gets to its own limit on nesting. (Brackets in quotes and
+/// comments count here too, which only matters for files that hold a thousand more of one kind.)
+fn too_deep(text: &str) -> Option<usize> {
+    let (mut open, mut line) = (0_usize, 1);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            b'\n' => line += 1,
+            _ => {}
+        }
+        if open > MOST_BRACKETS {
+            return Some(line);
+        }
+    }
+    None
 }
 
 /// Parses JSON whatever the file's name.

@@ -40,7 +40,7 @@ const UNITS: [(&str, u64); 10] = [
 ];
 
 /// Bytes from a number with an optional fraction and unit: `B`, `kB MB GB TB` (powers of 1000), `KiB MiB
-/// GiB TiB` (powers of 1024), in any case. A fraction of a byte is dropped; at most 2^62 bytes.
+/// GiB TiB` (powers of 1024), in any case. A fraction of a byte is dropped; at most 2^53 bytes (8 PiB).
 pub fn parse_bytes(text: &str) -> Result<u64, NotASize> {
     let not = |why: String| NotASize { found: text.to_owned(), why };
     let trimmed = text.trim();
@@ -61,11 +61,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, NotASize> {
     }
     // More than 15 digits after the point are less than a byte even in TiB.
     let fraction = &fraction[..fraction.len().min(15)];
-    let digits: u128 = format!("0{whole}{fraction}").parse().map_err(|_| not(": too large".to_owned()))?;
+    let digits: u128 = format!("0{whole}{fraction}").parse().map_err(|_| not(": more than 8 PiB".to_owned()))?;
     let bytes = digits.checked_mul(u128::from(scale)).map(|x| x / 10_u128.pow(fraction.len() as u32));
     match bytes.and_then(|b| u64::try_from(b).ok()) {
-        Some(bytes) if bytes <= 1 << 62 => Ok(bytes),
-        _ => Err(not(": too large".to_owned())),
+        Some(bytes) if bytes <= 1 << 53 => Ok(bytes),
+        _ => Err(not(": more than 8 PiB".to_owned())),
     }
 }
 

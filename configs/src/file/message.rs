@@ -6,13 +6,18 @@ use super::FileError;
 
 /// A parser's error as a [`FileError`]. `field` is the path down to it, `.` at the top.
 pub(super) fn reworded(path: &Path, field: &str, message: &str, at: Option<(usize, usize)>) -> FileError {
-    let field = if field == "." { "" } else { field };
+    // `?` stands for what the parser had not read yet.
+    let field = field.trim_end_matches('?').trim_end_matches('.');
     // Both parsers put the place into the message, serde_yaml also the path at its front.
     let place = at.map(|(line, column)| format!(" at line {line} column {column}")).unwrap_or_default();
     let text = message.replacen(&place, "", 1);
     let mut text = text.as_str();
-    if let Some(rest) = text.strip_prefix(field).and_then(|t| t.strip_prefix(": ")) {
-        text = rest;
+    let parent = field.rsplit_once(['.', '[']).map_or("", |(parent, _)| parent);
+    for path in [field, parent] {
+        if let Some(rest) = text.strip_prefix(path).and_then(|t| t.strip_prefix(": ")) {
+            text = rest;
+            break;
+        }
     }
     let mut error = FileError {
         line: at.map(|at| at.0).filter(|&line| line > 0),
@@ -20,13 +25,15 @@ pub(super) fn reworded(path: &Path, field: &str, message: &str, at: Option<(usiz
         field: (!field.is_empty()).then(|| field.to_owned()),
         ..FileError::new(path, text)
     };
-    let inside = |name: &str| {
-        let parent = field.strip_suffix(name).map_or(field, |p| p.trim_end_matches('.'));
-        if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }
+    let inside = |name: &str| if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") };
+    // Of a key that is wrong itself the path may or may not have the key already.
+    let ending = |name: &str| match field == name || field.ends_with(&format!(".{name}")) {
+        true => field.to_owned(),
+        false => inside(name),
     };
     if let Some(name) = quoted_after(text, "unknown field ") {
         let known: Vec<&str> = text.split('`').skip(3).step_by(2).collect();
-        error.field = Some(inside(name));
+        error.field = Some(ending(name));
         error.message = if known.is_empty() {
             "unknown field".to_owned()
         } else {
@@ -37,7 +44,7 @@ pub(super) fn reworded(path: &Path, field: &str, message: &str, at: Option<(usiz
         error.field = Some(inside(name));
         error.message = "missing; it has no default".to_owned();
     } else if let Some(name) = quoted_after(text, "duplicate field ") {
-        error.field = Some(inside(name));
+        error.field = Some(ending(name));
         error.message = "given twice".to_owned();
     } else if let Some(name) = quoted_after(text, "unknown variant ") {
         let known: Vec<&str> = text.split('`').skip(3).step_by(2).collect();
@@ -121,13 +128,21 @@ mod tests {
     #[test]
     fn a_typing_error_gets_the_word_that_was_meant() {
         assert_eq!(
-            shown("a", "a: unknown field `modle`, expected `model` or `batch` at line 2 column 3", (2, 3)),
+            shown("a.modle", "a: unknown field `modle`, expected `model` or `batch` at line 2 column 3", (2, 3)),
             "f:2:3: a.modle: unknown field; known are model, batch\n  hint: did you mean `model`?"
         );
         assert_eq!(
             shown(".", "unknown field `x`, expected `model` or `batch` at line 2 column 3", (2, 3)),
             "f:2:3: x: unknown field; known are model, batch"
         );
+    }
+
+    #[test]
+    fn a_missing_field_is_named_under_its_parent() {
+        assert_eq!(shown("x.send", "x.send: missing field `send` at line 2 column 3", (2, 3)), {
+            "f:2:3: x.send.send: missing; it has no default"
+        });
+        assert_eq!(shown("?", "missing field `send`", (2, 3)), "f:2:3: send: missing; it has no default");
     }
 
     #[test]
