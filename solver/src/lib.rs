@@ -5,7 +5,6 @@
 //!          └─ bound
 //! ```
 
-pub mod adaptive;
 pub mod bound;
 pub mod check;
 pub mod method;
@@ -14,11 +13,14 @@ pub mod order;
 pub mod problem;
 pub mod schedule;
 pub mod simulate;
+pub mod solve;
 pub mod textbook;
 
+mod adaptive;
 mod graph;
 mod longest_path;
 mod memory;
 mod plan;
+mod search;
 #[cfg(test)]
 mod testing;

@@ -122,15 +122,6 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The plan as an order.
-    pub(crate) fn to_order(&self, graph: &Graph<'_>) -> Order {
-        let ops = |x: &Vec<u32>| x.iter().map(|&op| graph.decode(op)).collect();
-        Order {
-            devices: self.sequences.iter().map(ops).collect(),
-            channels: self.queues[graph.problem.devices..].iter().map(ops).collect(),
-        }
-    }
-
     /// A device's offloads in the order of their channel.
     pub(crate) fn offloads_of<'a>(&'a self, graph: &'a Graph<'_>, device: usize) -> impl Iterator<Item = u32> + 'a {
         self.queues[graph.problem.devices + graph.offload_channel[device]]

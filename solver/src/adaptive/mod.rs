@@ -6,7 +6,7 @@
 
 pub(crate) mod dispatch;
 pub(crate) mod evict;
-pub mod policy;
+pub(crate) mod policy;
 pub(crate) mod replay;
 
 use dispatch::{ComputeOrder, Shape};
@@ -15,8 +15,7 @@ use policy::Policy;
 
 use crate::graph::Graph;
 use crate::plan::{Evaluator, Plan};
-use crate::problem::{Infeasible, Problem};
-use crate::schedule::{OpKind, Schedule};
+use crate::schedule::OpKind;
 
 /// Constructs plans of one problem, one policy after another.
 #[derive(Debug, Clone)]
@@ -35,6 +34,11 @@ impl<'p> Constructor<'p> {
             evaluator: Evaluator::new(graph),
             marks: evict::Marks::new(graph),
         }
+    }
+
+    /// What a construction costs, in evaluations of a plan; a ratio once measured.
+    pub(crate) fn cost(&self) -> u64 {
+        20
     }
 
     /// The policy's plan and makespan; `None` where its compute order cannot be made to fit.
@@ -80,25 +84,4 @@ impl<'p> Constructor<'p> {
         let makespan = self.evaluator.run(graph, &plan, true).ok()?;
         Some((plan, makespan))
     }
-}
-
-/// The best schedule of a fixed set of policies; always one where the problem is feasible.
-///
-/// # Errors
-/// [`Infeasible`], when no legal schedule exists.
-pub fn schedule(problem: &Problem) -> Result<Schedule, Infeasible> {
-    problem.feasible()?;
-    let graph = Graph::new(problem);
-    let mut constructor = Constructor::new(&graph);
-    let mut best = constructor.construct_serial();
-    for policy in Policy::grid(problem.devices) {
-        let found = constructor.construct(&policy);
-        if let Some(found) = found.filter(|x| best.as_ref().is_none_or(|y| x.1 < y.1)) {
-            best = Some(found);
-        }
-    }
-    let (plan, _) = best.expect("a feasible problem has a serial plan: it holds one microbatch at a time");
-    let timed = constructor.evaluator.run(&graph, &plan, true);
-    debug_assert!(timed.is_ok(), "the plan was timed before");
-    Ok(constructor.evaluator.schedule(&graph, &plan))
 }

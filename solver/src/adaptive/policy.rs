@@ -5,38 +5,38 @@ use rand_pcg::Pcg64Mcg;
 
 /// Parameters of a construction. All are ratios or counts, so that one set fits problems of any size.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// Microbatches in flight at a stage, as a multiple of the number that keeps the pipeline busy:
     /// the time from F to the end of B over the time that the busiest device needs a microbatch.
-    pub in_flight: f64,
+    pub(crate) in_flight: f64,
     /// So many more in flight at every stage.
-    pub extra: usize,
+    pub(crate) extra: usize,
     /// Below this share of the microbatches in flight F goes before B, else B before F.
-    pub forward_first: f64,
+    pub(crate) forward_first: f64,
     /// Microbatches go through the chunks of a device in groups of this many.
-    pub group: usize,
+    pub(crate) group: usize,
     /// W waiting on the device of the first stage before W goes first.
-    pub weights_first: f64,
+    pub(crate) weights_first: f64,
     /// The same on the device of the last stage; in between it goes linearly.
-    pub weights_last: f64,
+    pub(crate) weights_last: f64,
     /// No W starts if a B or F is known to arrive within this share of its time.
-    pub weight_patience: f64,
+    pub(crate) weight_patience: f64,
     /// No F starts if a B is known to arrive within this share of its time.
-    pub forward_patience: f64,
+    pub(crate) forward_patience: f64,
     /// Share of what could be offloaded that the compute order counts as resident: 1 plans without
     /// offloading, 0 as if everything were offloaded.
-    pub resident: f64,
+    pub(crate) resident: f64,
     /// Share of the memory kept free for reloading ahead of need.
-    pub spare: f64,
+    pub(crate) spare: f64,
     /// Reloads are moved ahead of their B by up to so many times their length.
-    pub prefetch: f64,
+    pub(crate) prefetch: f64,
     /// How a channel chooses among copies that are ready.
-    pub copies: CopyRule,
+    pub(crate) copies: CopyRule,
 }
 
 /// How a channel chooses among copies that are ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CopyRule {
+pub(crate) enum CopyRule {
     /// The one that has been ready the longest.
     FirstReady,
     /// Reloads before offloads.
@@ -93,6 +93,19 @@ impl Policy {
         // Interleave the three shares of residence, so that the first few sets differ.
         let third = grid.len() / 3;
         (0..third).flat_map(|i| [grid[i], grid[third + i], grid[2 * third + i]]).collect()
+    }
+
+    /// Sets that differ in how offloads are added to a given compute order.
+    pub(crate) fn completions() -> impl Iterator<Item = Policy> {
+        use CopyRule::{Due, FirstReady};
+        [Due, FirstReady].into_iter().flat_map(|copies| {
+            [(0.0, 1.0), (0.0, 2.0), (0.25, 2.0), (0.0, 4.0)].map(|(spare, prefetch)| Policy {
+                copies,
+                spare,
+                prefetch,
+                ..Policy::SERIAL
+            })
+        })
     }
 
     /// A random set.

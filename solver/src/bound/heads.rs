@@ -199,8 +199,7 @@ impl Heads {
         let mut first = vec![0; p.devices];
         let mut way = 0;
         let mut seen = vec![false; p.devices];
-        for s in 0..stages {
-            let d = p.placement[s];
+        for (s, &d) in p.placement.iter().enumerate() {
             if !std::mem::replace(&mut seen[d], true) {
                 first[d] = way;
             }

@@ -45,31 +45,33 @@ pub fn schedule(problem: &Problem, method: Method) -> Result<Schedule, MethodErr
 /// # Errors
 /// As [`schedule`].
 pub fn order(problem: &Problem, method: Method) -> Result<Order, MethodError> {
-    let placement_error = |needs| MethodError::Placement { method, needs };
+    if method.is_textbook() && !applies(problem, method) {
+        let needs = match method {
+            Method::Interleaved => "the stages dealt out to the devices in turn, two or more a device",
+            Method::ZbV => "two stages a device, down the devices and back up (vshape)",
+            _ => "one stage a device",
+        };
+        return Err(MethodError::Placement { method, needs });
+    }
     match method {
         Method::Gpipe => Ok(finish(problem, gpipe(problem))),
-        Method::OneFOneB | Method::ZbH1 | Method::ZbH2 => {
-            if chunks(problem) != Some(1) {
-                return Err(placement_error("one stage a device"));
-            }
-            let ranks = match method {
-                Method::OneFOneB => one_f_one_b(problem, |rank| problem.stages() - 1 - rank),
-                Method::ZbH1 => zero_bubble::h1(problem),
-                _ => zero_bubble::h2(problem),
-            };
-            Ok(finish(problem, ranks))
-        }
-        Method::Interleaved => match chunks(problem) {
-            Some(v) if v > 1 => interleaved(problem, v),
-            _ => Err(placement_error("the stages dealt out to the devices in turn, two or more a device")),
-        },
-        Method::ZbV => {
-            if !is_vee(problem) {
-                return Err(placement_error("two stages a device, down the devices and back up (vshape)"));
-            }
-            Ok(finish(problem, zero_bubble::v(problem)))
-        }
+        Method::OneFOneB => Ok(finish(problem, one_f_one_b(problem, |stage| problem.stages() - 1 - stage))),
+        Method::ZbH1 => Ok(finish(problem, zero_bubble::h1(problem))),
+        Method::ZbH2 => Ok(finish(problem, zero_bubble::h2(problem))),
+        Method::Interleaved => interleaved(problem),
+        Method::ZbV => Ok(finish(problem, zero_bubble::v(problem))),
         other => Err(MethodError::NotTextbook(other)),
+    }
+}
+
+/// Whether the method is made for the problem's placement.
+pub(crate) fn applies(problem: &Problem, method: Method) -> bool {
+    match method {
+        Method::Gpipe => true,
+        Method::OneFOneB | Method::ZbH1 | Method::ZbH2 => chunks(problem) == Some(1),
+        Method::Interleaved => chunks(problem).is_some_and(|v| v > 1),
+        Method::ZbV => is_vee(problem),
+        _ => false,
     }
 }
 
@@ -159,9 +161,10 @@ fn one_f_one_b(problem: &Problem, ahead: impl Fn(usize) -> usize) -> Ranks {
 /// Groups of as many microbatches as ranks go through chunk after chunk (Narayanan et al. 2021). Where
 /// the number of microbatches is no multiple of that, the last group is smaller, and all ranks start
 /// with as many more F as it takes to run at all.
-fn interleaved(problem: &Problem, chunks: usize) -> Result<Order, MethodError> {
+fn interleaved(problem: &Problem) -> Result<Order, MethodError> {
     let m = problem.microbatches;
-    let ranks = problem.stages() / chunks;
+    let ranks = distinct(&problem.placement);
+    let chunks = problem.stages() / ranks;
     let mut turns = Vec::with_capacity(chunks * m);
     for group in (0..m).step_by(ranks) {
         for v in 0..chunks {

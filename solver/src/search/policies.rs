@@ -1,0 +1,38 @@
+//! Search over policies: a fixed grid, then random ones and mutations of the best.
+
+use rand::RngExt;
+
+use super::{POLICIES, Worker};
+use crate::adaptive::Constructor;
+use crate::adaptive::policy::Policy;
+use crate::graph::Graph;
+
+/// Policies that are kept and mutated.
+const POOL: usize = 8;
+
+/// Constructs until the share of the search that policies get is over.
+pub(super) fn search(graph: &Graph<'_>, worker: &mut Worker<'_>, share: f64) {
+    let devices = graph.problem.devices;
+    let mut constructor = Constructor::new(graph);
+    let mut grid = Policy::grid(devices).into_iter();
+    let mut pool: Vec<(i64, Policy)> = Vec::new();
+    while worker.progress() < share && !worker.shared.stopped() {
+        let policy = match grid.next() {
+            Some(policy) => policy,
+            None if pool.len() < POOL || worker.rng.random_range(0..4) == 0 => Policy::random(&mut worker.rng, devices),
+            None => {
+                // Better ones more often.
+                let at = worker.rng.random_range(0..pool.len()).min(worker.rng.random_range(0..pool.len()));
+                pool[at].1.mutate(&mut worker.rng, devices)
+            }
+        };
+        worker.evaluations += constructor.cost();
+        let Some((plan, makespan)) = constructor.construct(&policy) else { continue };
+        worker.found(&plan, makespan, POLICIES);
+        let at = pool.partition_point(|x| x.0 < makespan);
+        if pool.get(at).is_none_or(|x| x.0 != makespan || x.1 != policy) {
+            pool.insert(at, (makespan, policy));
+            pool.truncate(POOL);
+        }
+    }
+}

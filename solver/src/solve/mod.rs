@@ -1,0 +1,267 @@
+//! The engine: constructors, search and MILP, one after another, on one record of the best schedule and
+//! the best bound; it can be stopped at any time, and says why it stopped.
+
+mod record;
+
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+pub use record::{Event, PartRecord, Solution, StopReason, TracePoint};
+
+use crate::adaptive::policy::Policy;
+use crate::adaptive::{Constructor, dispatch::ComputeOrder};
+use crate::bound::lower_bound;
+use crate::graph::Graph;
+use crate::method::Method;
+use crate::milp::{self, MilpOptions, MilpStats};
+use crate::order::Order;
+use crate::plan::{Evaluator, Plan};
+use crate::problem::{Infeasible, Problem};
+use crate::schedule::{Op, Schedule};
+use crate::search::{self, SearchOptions};
+use crate::simulate::{simulate, simulate_unlimited};
+use crate::textbook;
+use record::Record;
+
+/// How to solve.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SolveOptions {
+    /// What to use.
+    pub method: Method,
+    /// When to stop, at the latest. The first schedule is made whatever the limit.
+    pub time_limit: Duration,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// A schedule that is known already; used if it is legal.
+    pub start: Option<Schedule>,
+}
+
+impl Default for SolveOptions {
+    fn default() -> Self {
+        SolveOptions { method: Method::Auto, time_limit: Duration::from_secs(30), seed: 0, start: None }
+    }
+}
+
+/// Threads of the search and of HiGHS.
+const THREADS: usize = 2;
+
+/// The best schedule that the method finds in time, with a bound that no schedule can beat.
+///
+/// A textbook method's order is completed by offloads where memory demands them; where that is not
+/// possible, or the method is not made for the placement, the answer is that of adaptive offload, and the
+/// method's [`PartRecord::note`] says why. Every schedule has passed [`check`](crate::check::check). `on_event` hears of each better schedule and bound; `cancel`, set
+/// at any time by anyone, ends the solve with the best so far.
+///
+/// # Errors
+/// [`Infeasible`], when no legal schedule exists: which device lacks how many bytes.
+pub fn solve(
+    problem: &Problem,
+    options: &SolveOptions,
+    on_event: &mut dyn FnMut(&Event),
+    cancel: &AtomicBool,
+) -> Result<Solution, Infeasible> {
+    problem.feasible()?;
+    let graph = Graph::new(problem);
+    let mut engine = Engine {
+        problem,
+        graph: &graph,
+        options,
+        record: Record::new(problem, options.time_limit, on_event, cancel),
+        milp: None,
+    };
+    engine.run();
+    Ok(engine.record.into_solution(engine.milp))
+}
+
+struct Engine<'a> {
+    problem: &'a Problem,
+    graph: &'a Graph<'a>,
+    options: &'a SolveOptions,
+    record: Record<'a>,
+    milp: Option<MilpStats>,
+}
+
+impl Engine<'_> {
+    fn run(&mut self) {
+        self.record.part("bound", |record| {
+            record.bound(lower_bound(self.problem), "bound");
+            None
+        });
+        self.start();
+        if self.options.method.is_textbook() {
+            self.textbook(self.options.method);
+            if self.record.schedule().is_some() {
+                return;
+            }
+        }
+        self.serial();
+        self.construct();
+        match self.options.method {
+            Method::Search => self.search(1.0),
+            Method::Milp => self.milp(),
+            Method::Auto => {
+                for method in Method::ALL.into_iter().filter(|x| x.is_textbook()) {
+                    if textbook::applies(self.problem, method) {
+                        self.textbook(method);
+                    }
+                }
+                if milp::size(self.problem).binaries <= MILP_BINARIES {
+                    self.search(0.3);
+                    self.milp();
+                }
+                self.search(1.0);
+            }
+            _ => {}
+        }
+    }
+
+    /// The schedule given, without the waiting that its order does not need, where that can be told.
+    fn start(&mut self) {
+        let Some(start) = &self.options.start else { return };
+        self.record.part("start", |record| {
+            if !record.incumbent(start.clone(), "start") {
+                return Some("not a legal schedule of this problem".to_owned());
+            }
+            if let Ok(simulated) = simulate(self.problem, &Order::of(self.problem, start)) {
+                record.incumbent(simulated.schedule, "start");
+            }
+            None
+        });
+    }
+
+    /// The schedule that always exists.
+    fn serial(&mut self) {
+        let mut constructor = Constructor::new(self.graph);
+        self.record.part("serial", |record| {
+            if let Some((plan, makespan)) = constructor.construct_serial() {
+                offer(record, self.graph, &mut constructor.evaluator, &plan, makespan, "serial");
+            }
+            None
+        });
+    }
+
+    /// The fixed set of policies.
+    fn construct(&mut self) {
+        let mut constructor = Constructor::new(self.graph);
+        self.record.part(Method::AdaptiveOffload.name(), |record| {
+            for policy in Policy::grid(self.problem.devices) {
+                if record.stopped().is_some() {
+                    break;
+                }
+                if let Some((plan, makespan)) = constructor.construct(&policy) {
+                    offer(
+                        record,
+                        self.graph,
+                        &mut constructor.evaluator,
+                        &plan,
+                        makespan,
+                        Method::AdaptiveOffload.name(),
+                    );
+                }
+            }
+            None
+        });
+    }
+
+    /// A textbook order, completed by offloads where it does not fit as it is.
+    fn textbook(&mut self, method: Method) {
+        if self.record.schedule().is_some() && self.record.stopped().is_some() {
+            return;
+        }
+        let (problem, graph) = (self.problem, self.graph);
+        self.record.part(method.name(), |record| {
+            let order = match textbook::order(problem, method) {
+                Ok(order) => order,
+                Err(error) => return Some(error.to_string()),
+            };
+            let free = match simulate_unlimited(problem, &order) {
+                Ok(simulated) => simulated.schedule,
+                Err(error) => return Some(error.to_string()),
+            };
+            let mut end = vec![0; 3 * graph.pairs];
+            for x in free.ops.iter().flatten() {
+                end[graph.op(x.op, x.stage, x.microbatch) as usize] = x.start_ns + problem.duration(x.op, x.stage);
+            }
+            if record.incumbent(free, method.name()) {
+                return None;
+            }
+            let ops = |x: &Vec<Op>| x.iter().map(|x| graph.op(x.kind, x.stage, x.microbatch)).collect();
+            let order = ComputeOrder { sequences: order.devices.iter().map(ops).collect(), end };
+            let mut constructor = Constructor::new(graph);
+            let mut fits = false;
+            for policy in Policy::completions() {
+                if let Some((plan, makespan)) = constructor.complete(&order, &policy) {
+                    fits = true;
+                    offer(record, graph, &mut constructor.evaluator, &plan, makespan, method.name());
+                }
+            }
+            if fits { None } else { Some("its order does not fit in memory, even with offloading".to_owned()) }
+        });
+    }
+
+    /// The search, until a share of the time is over.
+    fn search(&mut self, share: f64) {
+        if self.record.stopped().is_some() {
+            return;
+        }
+        let deadline = self.record.begun() + self.options.time_limit.mul_f64(share);
+        let (problem, graph) = (self.problem, self.graph);
+        let (seed, cancel) = (self.options.seed, self.record.cancel());
+        let deadline = deadline.min(self.record.deadline());
+        self.record.part(Method::Search.name(), |record| {
+            let mut evaluator = Evaluator::new(graph);
+            let start = record.schedule().and_then(|x| Plan::from_order(graph, &Order::of(problem, x)).ok());
+            let start = start.and_then(|plan| Some((evaluator.run(graph, &plan, true).ok()?, plan)));
+            let target_ns = record.bound_ns();
+            let options = SearchOptions { threads: THREADS, seed, deadline, iterations: None, target_ns };
+            let mut on_better = |better: search::Better| {
+                offer(record, graph, &mut evaluator, &better.plan, better.makespan_ns, better.part);
+            };
+            search::search(graph, options, start.as_ref().map(|x| (&x.1, x.0)), &mut on_better, cancel);
+            None
+        });
+    }
+
+    fn milp(&mut self) {
+        if self.record.stopped().is_some() {
+            return;
+        }
+        let Some(start) = self.record.schedule().cloned() else { return };
+        let left = self.record.deadline().saturating_duration_since(Instant::now());
+        let options = MilpOptions { time_limit: left, threads: THREADS };
+        let (problem, cancel) = (self.problem, self.record.cancel());
+        let stats = &mut self.milp;
+        self.record.part(Method::Milp.name(), |record| {
+            match milp::improve(problem, &start, record.bound_ns(), &options, &mut |_| {}, cancel) {
+                Ok(outcome) => {
+                    if let Some(schedule) = outcome.schedule {
+                        record.incumbent(schedule, Method::Milp.name());
+                    }
+                    if let Some(bound) = outcome.bound_ns {
+                        record.bound(bound, Method::Milp.name());
+                    }
+                    *stats = Some(outcome.stats);
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            }
+        });
+    }
+}
+
+/// The MILP is part of `auto` up to this many binaries: above, it does not leave its root in time.
+const MILP_BINARIES: usize = 1_500;
+
+/// Offers a plan to the record, if it is shorter than what is there.
+fn offer(
+    record: &mut Record<'_>,
+    graph: &Graph<'_>,
+    evaluator: &mut Evaluator,
+    plan: &Plan,
+    makespan_ns: i64,
+    part: &str,
+) {
+    if record.makespan_ns().is_none_or(|x| makespan_ns < x) && evaluator.run(graph, plan, true).is_ok() {
+        record.incumbent(evaluator.schedule(graph, plan), part);
+    }
+}

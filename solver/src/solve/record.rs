@@ -1,0 +1,267 @@
+//! The record that all parts of a solve share: the best schedule, the best bound, who found them when.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::check::check;
+use crate::milp::MilpStats;
+use crate::problem::Problem;
+use crate::schedule::Schedule;
+
+/// What happens during a solve.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A part of the solve begins.
+    Part {
+        /// Its name.
+        name: String,
+    },
+    /// A better schedule.
+    Incumbent(TracePoint),
+    /// A better bound.
+    Bound(TracePoint),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Part { name } => write!(f, "{name}"),
+            Event::Incumbent(x) | Event::Bound(x) => {
+                write!(f, "{}: makespan {} ns, bound {} ns", x.part, x.makespan_ns, x.bound_ns)?;
+                let gap = gap(x.makespan_ns, x.bound_ns);
+                if gap.is_finite() { write!(f, ", gap {:.2} %", 100.0 * gap) } else { Ok(()) }
+            }
+        }
+    }
+}
+
+/// Makespan and bound at one time; the trace has one for each change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TracePoint {
+    /// Since the start of the solve, s.
+    pub time_s: f64,
+    /// Of the best schedule, ns.
+    pub makespan_ns: i64,
+    /// No schedule is shorter, ns.
+    pub bound_ns: i64,
+    /// What changed it.
+    pub part: String,
+}
+
+/// What one part of a solve did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PartRecord {
+    /// Its name.
+    pub name: String,
+    /// Time it took, s.
+    pub time_s: f64,
+    /// By how much the makespan fell, ns; of the part that found the first schedule, 0.
+    pub gain_ns: i64,
+    /// By how much the bound rose, ns.
+    pub bound_gain_ns: i64,
+    /// Why it did nothing, where that needs a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Why a solve ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopReason {
+    /// The makespan meets the bound: no schedule is shorter.
+    Optimal,
+    /// The time is over.
+    TimeLimit,
+    /// It was told to stop.
+    Cancelled,
+    /// The method has nothing more to do.
+    MethodDone,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            StopReason::Optimal => "proven optimal",
+            StopReason::TimeLimit => "time limit",
+            StopReason::Cancelled => "cancelled",
+            StopReason::MethodDone => "method done",
+        })
+    }
+}
+
+/// A schedule, with what is known about it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Solution {
+    /// The schedule; it has passed the checker.
+    pub schedule: Schedule,
+    /// Its makespan, ns.
+    pub makespan_ns: i64,
+    /// No legal schedule is shorter, ns.
+    pub bound_ns: i64,
+    /// Whether the makespan meets the bound.
+    pub proven: bool,
+    /// What found the schedule.
+    pub method: String,
+    /// Why the solve ended.
+    pub stop: StopReason,
+    /// What each part did, in order.
+    pub parts: Vec<PartRecord>,
+    /// Makespan and bound over time.
+    pub trace: Vec<TracePoint>,
+    /// Sizes and progress of the MILP, where one was solved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub milp: Option<MilpStats>,
+}
+
+impl Solution {
+    /// The schedule is at most this share longer than the shortest: `makespan / bound - 1`.
+    pub fn gap(&self) -> f64 {
+        gap(self.makespan_ns, self.bound_ns)
+    }
+}
+
+fn gap(makespan_ns: i64, bound_ns: i64) -> f64 {
+    if makespan_ns == bound_ns { 0.0 } else { makespan_ns as f64 / bound_ns as f64 - 1.0 }
+}
+
+/// The record, while a solve runs.
+pub(super) struct Record<'a> {
+    problem: &'a Problem,
+    on_event: &'a mut dyn FnMut(&Event),
+    cancel: &'a AtomicBool,
+    begun: Instant,
+    time_limit: Duration,
+    best: Option<(Schedule, String)>,
+    bound_ns: i64,
+    parts: Vec<PartRecord>,
+    trace: Vec<TracePoint>,
+}
+
+impl<'a> Record<'a> {
+    pub(super) fn new(
+        problem: &'a Problem,
+        time_limit: Duration,
+        on_event: &'a mut dyn FnMut(&Event),
+        cancel: &'a AtomicBool,
+    ) -> Self {
+        Record {
+            problem,
+            on_event,
+            cancel,
+            begun: Instant::now(),
+            time_limit,
+            best: None,
+            bound_ns: 0,
+            parts: Vec::new(),
+            trace: Vec::new(),
+        }
+    }
+
+    /// Runs a part and notes what it did; it returns why it did nothing, where that needs a reason.
+    pub(super) fn part(&mut self, name: &str, run: impl FnOnce(&mut Self) -> Option<String>) {
+        (self.on_event)(&Event::Part { name: name.to_owned() });
+        let begun = Instant::now();
+        let (makespan, bound) = (self.makespan_ns(), self.bound_ns);
+        let note = run(self);
+        let gain = makespan.zip(self.makespan_ns()).map_or(0, |(before, after)| before - after);
+        self.parts.push(PartRecord {
+            name: name.to_owned(),
+            time_s: begun.elapsed().as_secs_f64(),
+            gain_ns: gain,
+            bound_gain_ns: self.bound_ns - bound,
+            note,
+        });
+    }
+
+    /// Takes a schedule if it is legal and better than the best. Returns whether it is legal.
+    pub(super) fn incumbent(&mut self, schedule: Schedule, found_by: &str) -> bool {
+        if !check(self.problem, &schedule).is_legal() {
+            return false;
+        }
+        if self.makespan_ns().is_none_or(|x| schedule.makespan_ns < x) {
+            self.best = Some((schedule, found_by.to_owned()));
+            let point = self.point(found_by);
+            (self.on_event)(&Event::Incumbent(point.clone()));
+            self.trace.push(point);
+        }
+        true
+    }
+
+    /// Takes a bound, if it is better than the best.
+    pub(super) fn bound(&mut self, bound_ns: i64, found_by: &str) {
+        if bound_ns > self.bound_ns {
+            self.bound_ns = bound_ns;
+            if self.best.is_some() {
+                let point = self.point(found_by);
+                (self.on_event)(&Event::Bound(point.clone()));
+                self.trace.push(point);
+            }
+        }
+    }
+
+    fn point(&self, part: &str) -> TracePoint {
+        TracePoint {
+            time_s: self.begun.elapsed().as_secs_f64(),
+            makespan_ns: self.makespan_ns().unwrap_or(i64::MAX),
+            bound_ns: self.bound_ns,
+            part: part.to_owned(),
+        }
+    }
+
+    pub(super) fn schedule(&self) -> Option<&Schedule> {
+        self.best.as_ref().map(|x| &x.0)
+    }
+
+    pub(super) fn makespan_ns(&self) -> Option<i64> {
+        self.schedule().map(|x| x.makespan_ns)
+    }
+
+    pub(super) fn bound_ns(&self) -> i64 {
+        self.bound_ns
+    }
+
+    pub(super) fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.begun + self.time_limit
+    }
+
+    pub(super) fn cancel(&self) -> &'a AtomicBool {
+        self.cancel
+    }
+
+    /// Why nothing more should be done, if so.
+    pub(super) fn stopped(&self) -> Option<StopReason> {
+        if self.makespan_ns().is_some_and(|x| x <= self.bound_ns) {
+            Some(StopReason::Optimal)
+        } else if self.cancel.load(Ordering::Relaxed) {
+            Some(StopReason::Cancelled)
+        } else if self.begun.elapsed() >= self.time_limit {
+            Some(StopReason::TimeLimit)
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn into_solution(self, milp: Option<MilpStats>) -> Solution {
+        let stop = self.stopped().unwrap_or(StopReason::MethodDone);
+        let (schedule, method) = self.best.expect("a feasible problem has a serial schedule, which every solve makes");
+        Solution {
+            makespan_ns: schedule.makespan_ns,
+            bound_ns: self.bound_ns,
+            proven: schedule.makespan_ns <= self.bound_ns,
+            schedule,
+            method,
+            stop,
+            parts: self.parts,
+            trace: self.trace,
+            milp,
+        }
+    }
+}
