@@ -33,7 +33,7 @@
 //! // What each device holds all the time: weights, gradients, optimizer states.
 //! let stages = memory::stages(&model, &split, job.precision, job.optimizer);
 //! let devices = memory::devices(&stages, &placement, job.pipeline.devices);
-//! assert_eq!(format_bytes(devices[0].total()), "41.1 GiB");
+//! assert_eq!(format_bytes(devices[0].total()), "38.1 GiB");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

@@ -82,9 +82,12 @@ fn jobs() {
 
 #[test]
 fn a_syntax_error_keeps_what_was_being_read() {
-    let message = job("model: gpt2\nbatch: {microbatches: 4\nrun: {}\n");
-    assert!(message.starts_with("job.yaml:3:"), "{message}");
-    assert!(message.ends_with("did not find expected ',' or '}', while parsing a flow mapping at line 2 column 8"));
+    let message = job("model: gpt2\nbatch: {microbatches: 4]\n");
+    assert!(message.starts_with("job.yaml:2:"), "{message}");
+    assert!(
+        message.ends_with("did not find expected ',' or '}', while parsing a flow mapping at line 2 column 8"),
+        "{message}"
+    );
 }
 
 #[test]
