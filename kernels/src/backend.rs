@@ -126,6 +126,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Makes host buffers of these sizes (bytes) ahead of their use, so that the first offloads are
     /// as fast as the later ones.
     fn prepare_host(&self, sizes: &[usize]);
+
+    /// Gives the host buffers that nothing uses back to the system.
+    fn trim_host(&self);
 }
 
 /// A backend with `devices` devices.

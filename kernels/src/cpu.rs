@@ -100,6 +100,10 @@ impl Backend for CpuBackend {
         let buffers: Vec<_> = sizes.iter().map(|&bytes| self.pool.take(bytes)).collect();
         drop(buffers);
     }
+
+    fn trim_host(&self) {
+        self.pool.trim();
+    }
 }
 
 /// The bytes that the values consist of.

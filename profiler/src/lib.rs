@@ -1,6 +1,8 @@
 //! Layers whose forward, backward_input and backward_weight can be run and measured apart; timing,
 //! memory, calibration.
 
+pub mod calibrate;
 pub mod layer;
 mod layers;
 pub mod model;
+pub mod timing;
