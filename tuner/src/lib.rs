@@ -6,6 +6,7 @@ pub mod interrupt;
 pub mod measured;
 pub mod plan;
 pub mod progress;
+pub mod runner;
 pub mod summary;
 pub mod table;
 pub mod text;

@@ -1,9 +1,15 @@
-//! `measured.yaml`: what a schedule took when it ran.
+//! `measured.yaml`: what a schedule took when it ran, and how that compares with what was predicted.
 
 use optpipe_configs::profile::Sample;
+use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::OpKind;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::runner::StepRecord;
+
+mod compare;
+pub use compare::{Comparison, DeviceComparison, KindComparison, OpComparison, compare};
 
 /// The measured steps of one schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -47,4 +53,74 @@ pub struct MeasuredOp {
     pub end_ns: u64,
     /// Median duration over all measured steps, ns.
     pub median_ns: u64,
+}
+
+/// The steps of a run as `measured.yaml` has them. Every record has the same ops in the same order.
+pub(crate) fn collect(
+    backend: String,
+    problem: &Problem,
+    records: &[StepRecord],
+    optimizer_ns: &[u64],
+    losses: Vec<f64>,
+    peak_bytes: Vec<u64>,
+) -> Measured {
+    let steps_ns: Vec<u64> = records.iter().map(|record| record.step_ns).collect();
+    let mut by_time: Vec<&StepRecord> = records.iter().collect();
+    by_time.sort_by_key(|record| record.step_ns);
+    let median = by_time.get(by_time.len().saturating_sub(1) / 2);
+    let mut durations = Vec::with_capacity(records.len());
+    let mut ops: Vec<MeasuredOp> = Vec::new();
+    for (i, &(op, start_ns, end_ns)) in median.iter().flat_map(|record| record.ops.iter().enumerate()) {
+        durations.clear();
+        durations.extend(records.iter().filter_map(|record| record.ops.get(i)).map(|x| x.2 - x.1));
+        durations.sort_unstable();
+        ops.push(MeasuredOp {
+            device: problem.placement[op.stage],
+            op: op.kind,
+            stage: op.stage,
+            microbatch: op.microbatch,
+            start_ns,
+            end_ns,
+            median_ns: quantile(&durations, 0.5),
+        });
+    }
+    ops.sort_by_key(|x| (x.device, x.start_ns, x.op, x.microbatch));
+    Measured {
+        version: 1,
+        backend,
+        step: sample(&steps_ns),
+        optimizer: sample(optimizer_ns),
+        steps_ns,
+        losses,
+        peak_bytes,
+        offloaded_bytes: median.map_or(0, |record| record.offloaded_bytes),
+        ops,
+    }
+}
+
+/// Median absolute deviation, as a part of the median, up to which times count as stable.
+const STABLE: f64 = 0.05;
+
+/// Times, ns, as a sample; stable if their median absolute deviation is at most 5 % of the median.
+pub fn sample(times_ns: &[u64]) -> Sample {
+    let mut sorted = times_ns.to_vec();
+    sorted.sort_unstable();
+    let median_ns = quantile(&sorted, 0.5);
+    let mut deviations: Vec<u64> = sorted.iter().map(|&t| t.abs_diff(median_ns)).collect();
+    deviations.sort_unstable();
+    let mad_ns = quantile(&deviations, 0.5);
+    Sample {
+        median_ns,
+        mad_ns,
+        p05_ns: quantile(&sorted, 0.05),
+        p95_ns: quantile(&sorted, 0.95),
+        count: sorted.len(),
+        stable: mad_ns as f64 <= STABLE * median_ns as f64,
+    }
+}
+
+/// The smallest of the sorted values that at least this part of them does not exceed; 0 without any.
+fn quantile(sorted: &[u64], part: f64) -> u64 {
+    let rank = (part * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
 }

@@ -1,0 +1,6 @@
+#![allow(clippy::unwrap_used)]
+
+mod failures;
+mod fixture;
+mod proof;
+mod reference;
