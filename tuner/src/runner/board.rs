@@ -140,10 +140,10 @@ impl Board {
         state.activities[worker] = Activity::Free;
         state.progress = Instant::now();
         for (activity, wake) in state.activities.iter().zip(&self.wakes) {
-            if let Activity::Waiting(waiting) = activity {
-                if self.ready(&state, *waiting) {
-                    wake.notify_one();
-                }
+            if let Activity::Waiting(waiting) = activity
+                && self.ready(&state, *waiting)
+            {
+                wake.notify_one();
             }
         }
     }

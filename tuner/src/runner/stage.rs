@@ -68,11 +68,11 @@ impl Stage {
         for (i, layer) in layers.iter_mut().enumerate() {
             let mut list = Vec::new();
             for (k, slot) in layer.parameter_slots().into_iter().enumerate() {
-                if let Some(((embedding, of), head)) = shared {
-                    if head == (i, k) {
-                        list.push(places[embedding][of]);
-                        continue;
-                    }
+                if let Some(((embedding, of), head)) = shared
+                    && head == (i, k)
+                {
+                    list.push(places[embedding][of]);
+                    continue;
                 }
                 // Updates in place need every number in a place of its own.
                 *slot = slot.contiguous()?.detach();

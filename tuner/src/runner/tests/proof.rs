@@ -82,7 +82,7 @@ fn prove_textbook(model: &Model, split: &[usize], placement: &[usize], microbatc
     prove(model, split, &problem, &order, Optimizer::Sgd);
     let all = |_: Op| true;
     prove(model, split, &problem, &with_offloads(&problem, &order, all, 0), Optimizer::Sgd);
-    let some = |op: Op| (op.stage + op.microbatch) % 2 == 0;
+    let some = |op: Op| (op.stage + op.microbatch).is_multiple_of(2);
     prove(model, split, &problem, &with_offloads(&problem, &order, some, 2), Optimizer::Sgd);
 }
 
@@ -205,11 +205,11 @@ fn the_loss_falls_and_every_op_is_measured() {
         let last = measured.ops.iter().map(|x| x.end_ns).max().unwrap();
         assert!(measured.steps_ns.contains(&last));
         let mut busy = [0; 2];
-        for device in 0..2 {
+        for (device, busy) in busy.iter_mut().enumerate() {
             let mut end = 0;
             for x in measured.ops.iter().filter(|x| x.device == device && x.op.is_compute()) {
                 assert!(x.start_ns >= end && x.end_ns >= x.start_ns, "{x:?} before {end}");
-                (end, busy[device]) = (x.end_ns, busy[device] + x.end_ns - x.start_ns);
+                (end, *busy) = (x.end_ns, *busy + x.end_ns - x.start_ns);
             }
         }
         let comparison = crate::measured::compare(&problem, &schedule, &measured);
