@@ -8,7 +8,7 @@
 //! | `profile.yaml`, what profiling a model's layers measured | [`profile::Profile`] |
 //!
 //! Problems and schedules have their types in the solver; they are read and written with the same
-//! [`file`] functions.
+//! [`mod@file`] functions.
 //!
 //! # From a job to stages
 //!
