@@ -44,6 +44,10 @@ pub(crate) struct Graph<'p> {
     pub(crate) nodes: Vec<Node>,
     /// Bytes that an op of a slot allocates (F, R) or frees (B, W, O).
     pub(crate) size: Vec<i64>,
+    /// Stage of a slot.
+    slot_stage: Vec<u32>,
+    /// Device of a slot.
+    slot_device: Vec<u32>,
     /// Capacity less static, a device.
     pub(crate) room: Vec<i64>,
     /// The channel names in ascending order; a channel's number is its place here.
@@ -76,6 +80,8 @@ impl<'p> Graph<'p> {
             pairs,
             nodes: Vec::new(),
             size,
+            slot_stage: (0..5 * stages).map(|x| (x % stages) as u32).collect(),
+            slot_device: (0..5 * stages).map(|x| problem.placement[x % stages] as u32).collect(),
             room: (0..problem.devices).map(|d| b.capacity[d] - b.r#static[d]).collect(),
             offload_channel: problem.offload_channel.iter().map(number).collect(),
             reload_channel: problem.reload_channel.iter().map(number).collect(),
@@ -178,12 +184,17 @@ impl<'p> Graph<'p> {
 
     /// The stage of an op.
     pub(crate) fn stage(&self, op: u32) -> usize {
-        self.pair(op) / self.microbatches
+        self.slot_stage[self.nodes[op as usize].slot as usize] as usize
     }
 
     /// The device of an op.
     pub(crate) fn device(&self, op: u32) -> usize {
-        self.problem.placement[self.stage(op)]
+        self.slot_device[self.nodes[op as usize].slot as usize] as usize
+    }
+
+    /// The microbatch of an op.
+    pub(crate) fn microbatch(&self, op: u32) -> usize {
+        self.pair(op) % self.microbatches
     }
 
     /// The op of another kind of the same stage and microbatch.

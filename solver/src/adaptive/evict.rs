@@ -33,6 +33,11 @@ impl Marks {
     pub(crate) fn new(graph: &Graph<'_>) -> Self {
         Marks { used_at: vec![0; graph.pairs], offloaded: vec![false; graph.pairs] }
     }
+
+    /// Whether the last call for the pair's device offloaded it.
+    pub(crate) fn is_offloaded(&self, pair: usize) -> bool {
+        self.offloaded[pair]
+    }
 }
 
 /// Chooses offloads so that the device's compute order fits its memory, if it can.

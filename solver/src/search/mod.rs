@@ -1,7 +1,10 @@
 //! Search: constructions over random policies, then simulated annealing on orders, offloads and copies,
 //! on several threads.
 
+mod anneal;
+mod moves;
 mod policies;
+mod state;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -29,6 +32,10 @@ pub(crate) struct SearchOptions {
 
 /// The parts of the search, as they are named in records.
 pub(crate) const POLICIES: &str = "policies";
+pub(crate) const ANNEALING: &str = "annealing";
+
+/// A plan of more stage-microbatch pairs than this is long.
+const LONG: usize = 8_000;
 
 /// A better plan, with its makespan, and the part that found it.
 pub(crate) struct Better {
@@ -60,6 +67,7 @@ struct Worker<'a> {
     shared: &'a Shared<'a>,
     better: Sender<Better>,
     rng: Pcg64Mcg,
+    /// Its best plan and makespan.
     best: Option<(Plan, i64)>,
     evaluations: u64,
 }
@@ -92,8 +100,22 @@ impl Worker<'_> {
         }
     }
 
+    /// About how many evaluations are left, at a rate a second.
+    fn left(&self, rate: Option<f64>) -> u64 {
+        match self.shared.options.iterations {
+            Some(most) => most.saturating_sub(self.evaluations),
+            None => {
+                let left = self.shared.options.deadline.saturating_duration_since(Instant::now());
+                rate.map_or(u64::MAX / 2, |rate| (rate * left.as_secs_f64()) as u64)
+            }
+        }
+    }
+
     fn run(&mut self, graph: &Graph<'_>) {
-        policies::search(graph, self, 1.0);
+        // Annealing gains little where plans are long: constructions get most of the time there.
+        let share = if graph.pairs > LONG { 0.8 } else { 0.2 };
+        let others = policies::search(graph, self, share);
+        anneal::anneal(graph, self, &others);
     }
 }
 

@@ -6,12 +6,15 @@ use super::{POLICIES, Worker};
 use crate::adaptive::Constructor;
 use crate::adaptive::policy::Policy;
 use crate::graph::Graph;
+use crate::plan::Plan;
 
 /// Policies that are kept and mutated.
 const POOL: usize = 8;
+/// Plans that are returned.
+const OTHERS: usize = 3;
 
-/// Constructs until the share of the search that policies get is over.
-pub(super) fn search(graph: &Graph<'_>, worker: &mut Worker<'_>, share: f64) {
+/// Constructs until the share of the search that policies get is over. Returns plans of the best policies.
+pub(super) fn search(graph: &Graph<'_>, worker: &mut Worker<'_>, share: f64) -> Vec<Plan> {
     let devices = graph.problem.devices;
     let mut constructor = Constructor::new(graph);
     let mut grid = Policy::grid(devices).into_iter();
@@ -35,4 +38,5 @@ pub(super) fn search(graph: &Graph<'_>, worker: &mut Worker<'_>, share: f64) {
             pool.truncate(POOL);
         }
     }
+    pool.iter().take(OTHERS).filter_map(|x| Some(constructor.construct(&x.1)?.0)).collect()
 }
