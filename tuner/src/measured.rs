@@ -1,6 +1,7 @@
 //! `measured.yaml`: what a schedule took when it ran, and how that compares with what was predicted.
 
 use optpipe_configs::profile::Sample;
+use optpipe_profiler::timing::summarise;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::OpKind;
 use schemars::JsonSchema;
@@ -73,7 +74,6 @@ pub(crate) fn collect(
     for (i, &(op, start_ns, end_ns)) in median.iter().flat_map(|record| record.ops.iter().enumerate()) {
         durations.clear();
         durations.extend(records.iter().filter_map(|record| record.ops.get(i)).map(|x| x.2 - x.1));
-        durations.sort_unstable();
         ops.push(MeasuredOp {
             device: problem.placement[op.stage],
             op: op.kind,
@@ -81,7 +81,7 @@ pub(crate) fn collect(
             microbatch: op.microbatch,
             start_ns,
             end_ns,
-            median_ns: quantile(&durations, 0.5),
+            median_ns: summarise(&durations, false).median_ns,
         });
     }
     ops.sort_by_key(|x| (x.device, x.start_ns, x.op, x.microbatch));
@@ -98,29 +98,13 @@ pub(crate) fn collect(
     }
 }
 
-/// Median absolute deviation, as a part of the median, up to which times count as stable.
+/// Median absolute deviation, as a part of the median, up to which steps count as stable.
 const STABLE: f64 = 0.05;
 
-/// Times, ns, as a sample; stable if their median absolute deviation is at most 5 % of the median.
-pub fn sample(times_ns: &[u64]) -> Sample {
-    let mut sorted = times_ns.to_vec();
-    sorted.sort_unstable();
-    let median_ns = quantile(&sorted, 0.5);
-    let mut deviations: Vec<u64> = sorted.iter().map(|&t| t.abs_diff(median_ns)).collect();
-    deviations.sort_unstable();
-    let mad_ns = quantile(&deviations, 0.5);
-    Sample {
-        median_ns,
-        mad_ns,
-        p05_ns: quantile(&sorted, 0.05),
-        p95_ns: quantile(&sorted, 0.95),
-        count: sorted.len(),
-        stable: mad_ns as f64 <= STABLE * median_ns as f64,
-    }
-}
-
-/// The smallest of the sorted values that at least this part of them does not exceed; 0 without any.
-fn quantile(sorted: &[u64], part: f64) -> u64 {
-    let rank = (part * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+/// Times of steps, ns, as a sample; stable if their median absolute deviation is at most 5 % of the
+/// median.
+fn sample(times_ns: &[u64]) -> Sample {
+    let mut sample = summarise(times_ns, false);
+    sample.stable = sample.mad_ns as f64 <= STABLE * sample.median_ns as f64;
+    sample
 }

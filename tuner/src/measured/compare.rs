@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use optpipe_profiler::timing::summarise;
 use optpipe_solver::check::check;
 use optpipe_solver::order::Order;
 use optpipe_solver::problem::Problem;
@@ -10,7 +11,7 @@ use optpipe_solver::simulate::{simulate, simulate_unlimited};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Measured, quantile};
+use super::Measured;
 
 /// Ops that [`Comparison::worst`] lists.
 const WORST: usize = 10;
@@ -120,11 +121,11 @@ pub fn compare(problem: &Problem, schedule: &Schedule, measured: &Measured) -> C
     worst.truncate(WORST);
     let kinds: Vec<KindComparison> = by_kind
         .into_iter()
-        .map(|((stage, op), mut times)| {
-            times.sort_unstable();
+        .map(|((stage, op), times)| {
             let predicted_ns = unsigned(problem.duration(op, stage));
-            let measured_ns = quantile(&times, 0.5);
-            let range_ns = [quantile(&times, 0.0), quantile(&times, 1.0)];
+            let measured_ns = summarise(&times, false).median_ns;
+            let ends = [times.iter().min(), times.iter().max()];
+            let range_ns = ends.map(|end| end.copied().unwrap_or(0));
             let ratio = ratio(measured_ns, predicted_ns);
             KindComparison { op, stage, count: times.len(), predicted_ns, measured_ns, range_ns, ratio }
         })
