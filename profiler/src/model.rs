@@ -244,3 +244,6 @@ fn head(model: &Model, mut parameters: Parameters) -> Result<Head> {
     let projection = parameters.normal(model.vocabulary, model.hidden)?;
     Ok(Head { names, norm, projection, tied: model.tied_embeddings, block_logits: BLOCK_LOGITS })
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,7 @@
 
 use super::linear::Linear;
 use super::norm::Norm;
-use super::ops::heads::{Heads, merge, split};
-use super::ops::softmax::{self, Span};
-use super::ops::{wide, wide_type};
+use super::ops::{self, Heads, Span, merge_heads, split_heads, wide, wide_type};
 use super::rotary::Rotary;
 use super::{TensorList, flatten};
 use crate::layer::{Layer, Microbatch, Saved, SavedTensor, WeightContext};
@@ -126,9 +124,9 @@ impl Attention {
         let angles = self.angles(x, heads.sequence, device)?;
         match norm {
             Some((norm, statistics)) => {
-                split(&norm.apply(&self.by_head(x)?, statistics)?, heads, angles.as_ref(), scale)
+                split_heads(&norm.apply(&self.by_head(x)?, statistics)?, heads, angles.as_ref(), scale)
             }
-            None => split(x, heads, angles.as_ref(), scale),
+            None => split_heads(x, heads, angles.as_ref(), scale),
         }
     }
 
@@ -163,7 +161,7 @@ impl Attention {
             let keys = keys.narrow(1, first_key, key_count)?;
             let values = values.narrow(1, first_key, key_count)?;
             let scores = queries.matmul(&keys.t()?)?;
-            let (probabilities, log_sum) = softmax::attend(&scores, self.span(first, first_key))?;
+            let (probabilities, log_sum) = ops::attend(&scores, self.span(first, first_key))?;
             outputs.push(probabilities.matmul(&values)?);
             log_sums.push(log_sum);
         }
@@ -195,7 +193,7 @@ impl Attention {
             let values = values.narrow(1, first_key, key_count)?;
             let scores = queries.matmul(&keys.t()?)?;
             let dprobabilities = gradient.matmul(&values.t()?)?;
-            let (probabilities, dscores) = softmax::attend_backward(
+            let (probabilities, dscores) = ops::attend_backward(
                 &scores,
                 self.span(first, first_key),
                 &rows(log_sum)?,
@@ -265,10 +263,10 @@ impl Layer for Attention {
         let attended = Attended {
             queries: self.place(&query, query_norm, heads, self.scale(), device)?,
             keys: self.place(&key, key_norm, kv, 1.0, device)?,
-            values: split(&value, kv, None, 1.0)?,
+            values: split_heads(&value, kv, None, 1.0)?,
         };
         let (mixed, log_sum) = self.attend(&attended, heads.sequence)?;
-        let mixed = merge(&mixed, heads, None, 1.0)?;
+        let mixed = merge_heads(&mixed, heads, None, 1.0)?;
         let output = (self.output.forward(&mixed)? + &x)?.reshape(input.dims())?;
 
         let Attended { queries, keys, values } = attended;
@@ -313,15 +311,15 @@ impl Layer for Attention {
         let dmixed = self.output.backward_input(&dy)?;
         // By row and head; then in the layout of the scores' rows.
         let mean = (wide(&dmixed)? * wide(&mixed)?)?.reshape(((), self.heads, self.head_dim))?.sum(D::Minus1)?;
-        let mean = split(&mean, Heads { width: 1, ..heads }, None, 1.0)?.squeeze(2)?;
-        let dmixed = split(&dmixed, heads, None, 1.0)?;
+        let mean = split_heads(&mean, Heads { width: 1, ..heads }, None, 1.0)?.squeeze(2)?;
+        let dmixed = split_heads(&dmixed, heads, None, 1.0)?;
         let dattended = self.attend_backward(&attended, &log_sum, &dmixed, &mean, heads.sequence)?;
         drop((attended, dmixed, log_sum));
 
         let angles = self.angles(&x, heads.sequence, device)?;
-        let mut dquery = merge(&dattended.queries, heads, angles.as_ref(), self.scale())?;
-        let mut dkey = merge(&dattended.keys, kv, angles.as_ref(), 1.0)?;
-        let dvalue = merge(&dattended.values, kv, None, 1.0)?;
+        let mut dquery = merge_heads(&dattended.queries, heads, angles.as_ref(), self.scale())?;
+        let mut dkey = merge_heads(&dattended.keys, kv, angles.as_ref(), 1.0)?;
+        let dvalue = merge_heads(&dattended.values, kv, None, 1.0)?;
         let mut norm_gradients = Vec::new();
         if let (Some(norms), Some((query, key, query_statistics, key_statistics))) = (&self.head_norms, &raw) {
             for (norm, x, statistics, gradient) in

@@ -1,7 +1,7 @@
 //! Tokens to hidden states.
 
 use super::TensorList;
-use super::ops::scatter::add_rows;
+use super::ops::add_rows;
 use crate::layer::{Layer, Microbatch, Saved, WeightContext};
 use candle_core::{Result, Tensor, bail};
 

@@ -1,7 +1,7 @@
 //! The last layer: final norm, projection to the vocabulary, mean cross-entropy.
 
 use super::norm::Norm;
-use super::ops::{softmax, wide, wide_type};
+use super::ops::{self, wide, wide_type};
 use super::{TensorList, flatten};
 use crate::layer::{Layer, Microbatch, Saved, SavedTensor, WeightContext};
 use candle_core::{D, Result, Tensor};
@@ -89,7 +89,7 @@ impl Layer for Head {
         let normed = operand(&self.norm.apply(&x, &statistics)?)?;
         let mut parts = Vec::new();
         for (_, block) in self.blocks(rows)? {
-            parts.push(softmax::log_sum_exp(&self.logits(&normed, &block)?)?);
+            parts.push(ops::log_sum_exp(&self.logits(&normed, &block)?)?);
         }
         let log_sum = Tensor::stack(&parts, 1)?.log_sum_exp(1)?;
         let targets = self.projection.index_select(&microbatch.targets.flatten_all()?, 0)?;
@@ -115,7 +115,7 @@ impl Layer for Head {
         let mut dnormed = Tensor::zeros(x.shape(), wide_type(x.dtype()), x.device())?;
         for (first, block) in self.blocks(rows)? {
             let logits = self.logits(&normed, &block)?;
-            let dlogits = softmax::cross_entropy_backward(&logits, &log_sum, &targets, first, &scale)?;
+            let dlogits = ops::cross_entropy_backward(&logits, &log_sum, &targets, first, &scale)?;
             let block = operand(&block)?;
             dnormed = (dnormed + wide(&dlogits.to_dtype(block.dtype())?.matmul(&block)?)?)?;
         }
@@ -138,7 +138,7 @@ impl Layer for Head {
         let mut parts = Vec::new();
         for (first, block) in self.blocks(rows)? {
             let logits = self.logits(&normed, &block)?;
-            let dlogits = softmax::cross_entropy_backward(&logits, &log_sum, &targets, first, &scale)?;
+            let dlogits = ops::cross_entropy_backward(&logits, &log_sum, &targets, first, &scale)?;
             parts.push(dlogits.to_dtype(normed.dtype())?.t()?.matmul(&normed)?.to_dtype(x.dtype())?);
         }
         gradients.push(Tensor::cat(&parts, 0)?);

@@ -2,7 +2,7 @@
 
 use super::linear::Linear;
 use super::norm::Norm;
-use super::ops::activation::{gelu, gelu_backward, silu_mul, silu_mul_backward};
+use super::ops::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 use super::{TensorList, flatten};
 use crate::layer::{Layer, Microbatch, Saved, SavedTensor, WeightContext};
 use candle_core::{Result, Tensor};

@@ -1,6 +1,6 @@
 //! RMSNorm (Zhang and Sennrich, 2019) and LayerNorm (Ba, Kiros and Hinton, 2016).
 
-use super::ops::norm as ops;
+use super::ops;
 use candle_core::{Result, Tensor};
 use optpipe_configs::model::Norm as Kind;
 
@@ -22,12 +22,12 @@ impl Norm {
     /// Of `x` `[rows, width]`: `[rows, 1]`, one over the root mean square; for LayerNorm `[rows, 2]`,
     /// mean and one over the standard deviation. In f32, f64 for f64.
     pub(crate) fn statistics(&self, x: &Tensor) -> Result<Tensor> {
-        ops::statistics(self.kind, x, self.epsilon)
+        ops::norm_statistics(self.kind, x, self.epsilon)
     }
 
     /// The normed, scaled and shifted rows, in the type of `x`.
     pub(crate) fn apply(&self, x: &Tensor, statistics: &Tensor) -> Result<Tensor> {
-        ops::apply(self.kind, x, statistics, &self.weight, self.bias.as_ref())
+        ops::norm(self.kind, x, statistics, &self.weight, self.bias.as_ref())
     }
 
     /// The gradient by `x`, with `residual` added to it where there is one, and the gradients by the
@@ -43,7 +43,7 @@ impl Norm {
         dy: &Tensor,
         residual: Option<&Tensor>,
     ) -> Result<(Tensor, Vec<Tensor>)> {
-        ops::backward(self.kind, x, statistics, &self.weight, dy, residual)
+        ops::norm_backward(self.kind, x, statistics, &self.weight, dy, residual)
     }
 
     pub(crate) fn parameters(&self) -> impl Iterator<Item = &Tensor> {

@@ -1,6 +1,6 @@
 //! The rotary position embedding (Su et al., RoFormer, 2021).
 
-use super::ops::heads::Angles;
+use super::ops::Angles;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use optpipe_configs::model::RopeScaling;
 use std::f64::consts::TAU;

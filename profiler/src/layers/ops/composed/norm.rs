@@ -1,12 +1,9 @@
-//! Row statistics, normalisation and its backward.
+//! See [`super::super`] for what each function gives.
 
-use super::wide;
 use candle_core::{D, Result, Tensor};
 use optpipe_configs::model::Norm as Kind;
 
-/// See [`Norm::statistics`](crate::layers::norm::Norm::statistics).
-pub(crate) fn statistics(kind: Kind, x: &Tensor, epsilon: f64) -> Result<Tensor> {
-    let x = wide(x)?;
+pub(in super::super) fn statistics(kind: Kind, x: &Tensor, epsilon: f64) -> Result<Tensor> {
     match kind {
         Kind::Rms => (x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?.recip(),
         Kind::Layer => {
@@ -17,9 +14,8 @@ pub(crate) fn statistics(kind: Kind, x: &Tensor, epsilon: f64) -> Result<Tensor>
     }
 }
 
-/// `(x - mean) / deviation`, in the type of the statistics, and one over the deviation.
+/// `(x - mean) / deviation`, and one over the deviation.
 fn normed(kind: Kind, x: &Tensor, statistics: &Tensor) -> Result<(Tensor, Tensor)> {
-    let x = wide(x)?;
     match kind {
         Kind::Rms => Ok((x.broadcast_mul(statistics)?, statistics.clone())),
         Kind::Layer => {
@@ -30,8 +26,7 @@ fn normed(kind: Kind, x: &Tensor, statistics: &Tensor) -> Result<(Tensor, Tensor
     }
 }
 
-/// See [`Norm::apply`](crate::layers::norm::Norm::apply).
-pub(crate) fn apply(
+pub(in super::super) fn apply(
     kind: Kind,
     x: &Tensor,
     statistics: &Tensor,
@@ -39,16 +34,14 @@ pub(crate) fn apply(
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (normed, _) = normed(kind, x, statistics)?;
-    let y = normed.broadcast_mul(&wide(weight)?)?;
+    let y = normed.broadcast_mul(weight)?;
     match bias {
-        Some(bias) => y.broadcast_add(&wide(bias)?)?,
-        None => y,
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
     }
-    .to_dtype(x.dtype())
 }
 
-/// See [`Norm::backward`](crate::layers::norm::Norm::backward).
-pub(crate) fn backward(
+pub(in super::super) fn backward(
     kind: Kind,
     x: &Tensor,
     statistics: &Tensor,
@@ -57,18 +50,17 @@ pub(crate) fn backward(
     residual: Option<&Tensor>,
 ) -> Result<(Tensor, Vec<Tensor>)> {
     let (normed, inverse) = normed(kind, x, statistics)?;
-    let dy = wide(dy)?;
-    let mut parameters = vec![(&dy * &normed)?.sum(0)?.to_dtype(weight.dtype())?];
+    let mut parameters = vec![(dy * &normed)?.sum(0)?];
     if kind == Kind::Layer {
-        parameters.push(dy.sum(0)?.to_dtype(weight.dtype())?);
+        parameters.push(dy.sum(0)?);
     }
-    let dnormed = dy.broadcast_mul(&wide(weight)?)?;
+    let dnormed = dy.broadcast_mul(weight)?;
     let along = (&dnormed * &normed)?.mean_keepdim(D::Minus1)?;
     let mut dx = (&dnormed - normed.broadcast_mul(&along)?)?;
     if kind == Kind::Layer {
         dx = dx.broadcast_sub(&dnormed.mean_keepdim(D::Minus1)?)?;
     }
-    let mut dx = dx.broadcast_mul(&inverse)?.to_dtype(x.dtype())?;
+    let mut dx = dx.broadcast_mul(&inverse)?;
     if let Some(residual) = residual {
         dx = (dx + residual)?;
     }
