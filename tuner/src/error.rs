@@ -103,11 +103,10 @@ impl From<optpipe_solver::problem::Infeasible> for Error {
     fn from(e: optpipe_solver::problem::Infeasible) -> Self {
         Error::Infeasible {
             message: format!(
-                "infeasible: device {} lacks {} ({} bytes): one microbatch at a time, with everything offloaded at \
-                 once, needs {} and the capacity is {}",
+                "infeasible: device {} lacks {}: one microbatch at a time, with everything offloaded at once, needs \
+                 {} and the capacity is {}",
                 e.device,
                 text::bytes(e.missing_bytes.unsigned_abs()),
-                e.missing_bytes,
                 text::bytes(e.needed_bytes.unsigned_abs()),
                 text::bytes(e.capacity.unsigned_abs()),
             ),

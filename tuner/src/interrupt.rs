@@ -1,5 +1,6 @@
 //! Ctrl-C: the first asks the command to finish what it can keep, the second quits at once.
 
+use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,7 +15,7 @@ pub fn install() -> &'static AtomicBool {
             if ASKED.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            eprintln!("\nstopping: keeping the best so far (Ctrl-C again quits at once)");
+            let _ = writeln!(std::io::stderr(), "\nstopping: keeping the best so far (Ctrl-C again quits at once)");
         };
         if let Err(e) = ctrlc::set_handler(handler) {
             tracing::warn!("Ctrl-C will end the process at once: {e}");

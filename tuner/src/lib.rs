@@ -1,5 +1,6 @@
 //! The parts of the binary `optpipe`: the loop, the runner, export, report.
 
+pub mod cli;
 pub mod error;
 pub mod export;
 pub mod interrupt;

@@ -1,7 +1,7 @@
 //! What is happening, on stderr: a line that is redrawn on a terminal, plain lines in a pipe.
 
 use std::cell::RefCell;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -64,18 +64,19 @@ impl Progress {
         if self.quiet {
             return;
         }
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
-        }
+        self.print(text);
     }
 
     /// Something the user should know even when progress is off.
     pub fn warn(&self, text: &str) {
-        let text = format!("warning: {text}");
+        self.print(&format!("warning: {text}"));
+    }
+
+    fn print(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            // Progress that nobody can read is no reason to stop.
+            None => drop(writeln!(std::io::stderr(), "{text}")),
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use optpipe_configs::file::{Check, Invalid, check_version};
 use optpipe_configs::profile::Sample;
+use optpipe_solver::milp::MilpStats;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::Schedule;
 use schemars::JsonSchema;
@@ -57,7 +59,7 @@ pub struct Summary {
     pub cost: Cost,
     /// Size of the MILP and how its gap closed, if it ran in the best round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub milp: Option<serde_json::Value>,
+    pub milp: Option<MilpStats>,
     /// The files beside this one and what they hold.
     pub files: BTreeMap<String, String>,
 }
@@ -201,6 +203,8 @@ pub fn tokens_per_second(tokens: u64, step_ns: u64) -> f64 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Round {
+    /// Format version: 1.
+    pub version: u32,
     /// From 1.
     pub round: usize,
     /// What found the schedule.
@@ -228,7 +232,13 @@ pub struct Round {
     pub run_ns: u64,
     /// Size of the MILP and how its gap closed, if it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub milp: Option<serde_json::Value>,
+    pub milp: Option<MilpStats>,
+}
+
+impl Check for Round {
+    fn check(&self) -> Result<(), Invalid> {
+        check_version(self.version)
+    }
 }
 
 /// Where the time of a tuning went, ns.

@@ -8,7 +8,7 @@ use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use optpipe_configs::file::{self, Check, Invalid};
+use optpipe_configs::file::{self, Check, Invalid, VERSION, check_version};
 use optpipe_configs::job::Job;
 use optpipe_configs::model::Model;
 use schemars::JsonSchema;
@@ -44,10 +44,7 @@ pub struct Marker {
 
 impl Check for Marker {
     fn check(&self) -> std::result::Result<(), Invalid> {
-        match self.version {
-            1 => Ok(()),
-            other => Err(Invalid::new("version", format!("expected 1, found {other}"))),
-        }
+        check_version(self.version)
     }
 }
 
@@ -95,7 +92,7 @@ impl Folder {
         let folder = Folder { root: root.to_owned(), _lock: lock };
         folder.remove_temporary_files();
         let marker = Marker {
-            version: 1,
+            version: VERSION,
             optpipe: env!("CARGO_PKG_VERSION").to_owned(),
             model: format!("{model:?}"),
             job: job.clone(),

@@ -1,5 +1,348 @@
 //! The loop: profile, solve, run, feed the measured times back, until throughput stops gaining.
+//!
+//! ```text
+//! calibrate ─ profile ─ plan ─┬─ solve ─ run ─ update times ─┐
+//!                             └──────────────────────────────┘ until a StopReason
+//! textbook schedules ─ best measured schedule ─ summary, trace, timeline
+//! ```
+//!
+//! The state is the output folder ([`folder::Folder`]): every round that has its `round.yaml` is
+//! done, and a tune that was killed goes on from there.
 
 pub mod folder;
+pub mod local;
 pub mod machine;
 pub mod update;
+
+mod finish;
+mod textbook;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use optpipe_configs::file;
+use optpipe_configs::hardware::Hardware;
+use optpipe_configs::job::Job;
+use optpipe_configs::model::Model;
+use optpipe_configs::profile::Profile;
+use optpipe_solver::method::Method;
+use optpipe_solver::order::Order;
+use optpipe_solver::problem::Problem;
+use optpipe_solver::schedule::{Schedule, ScheduleFile};
+use optpipe_solver::simulate::simulate;
+use optpipe_solver::solve::{Solution, SolveOptions, solve};
+
+use crate::error::{Error, Result};
+use crate::measured::Measured;
+use crate::plan::{self, Plan};
+use crate::progress::Progress;
+use crate::summary::{Observed, Predicted, Round, StopReason, Summary};
+use crate::text;
+use folder::Folder;
+use machine::Machine;
+use update::RoundTimes;
+
+/// What a tune works with.
+pub struct Tuning<'a> {
+    /// What to tune.
+    pub job: &'a Job,
+    /// Its model.
+    pub model: &'a Model,
+    /// Hardware given instead of a calibration.
+    pub hardware: Option<Hardware>,
+    /// Where everything is written.
+    pub folder: &'a Folder,
+    /// What measures and runs.
+    pub machine: &'a mut dyn Machine,
+    /// Where progress is shown.
+    pub progress: &'a Progress,
+    /// Set when the user wants to stop.
+    pub cancel: &'a AtomicBool,
+}
+
+/// A finished round with what later rounds need of it.
+struct Done {
+    round: Round,
+    problem: Problem,
+    schedule: Schedule,
+    measured: Measured,
+    times: RoundTimes,
+}
+
+impl Tuning<'_> {
+    /// Runs the loop to its end, or goes on with what the folder holds.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] only when nothing was measured yet; an interrupted tune with a measured
+    /// schedule is a summary with [`StopReason::Interrupted`].
+    pub fn run(mut self) -> Result<Summary> {
+        let hardware = self.hardware()?;
+        let profile = self.profile()?;
+        let plan = plan::problem(&profile, &hardware, self.job, self.model)?;
+        self.progress.line(&describe(&plan));
+        let mut rounds = self.finished_rounds()?;
+        if !rounds.is_empty() {
+            self.progress.line(&format!("resuming after round {}", rounds.len()));
+        }
+        let stop = loop {
+            if let Some(stop) = stop_reason(self.job, rounds.iter().map(|done| &done.round)) {
+                break stop;
+            }
+            if self.cancel.load(Ordering::SeqCst) {
+                break StopReason::Interrupted;
+            }
+            match self.round(&plan, &rounds) {
+                Ok(done) => rounds.push(done),
+                Err(Error::Interrupted(_)) => break StopReason::Interrupted,
+                Err(e) => return Err(e),
+            }
+        };
+        if rounds.is_empty() {
+            return Err(Error::Interrupted(": nothing was measured yet; --resume goes on from here".to_owned()));
+        }
+        self.finish(&hardware, &profile, &plan, rounds, stop)
+    }
+
+    fn hardware(&mut self) -> Result<Hardware> {
+        if let Some(found) = self.folder.read("hardware.yaml")? {
+            return Ok(found);
+        }
+        let hardware = match self.hardware.take() {
+            Some(given) => given,
+            None => {
+                self.progress.phase("calibrating: copies between device and host");
+                self.machine.calibrate(self.job, self.progress, self.cancel)?
+            }
+        };
+        self.folder.write("hardware.yaml", &hardware)?;
+        self.progress.line(&format!(
+            "hardware: {} devices, offload {}, reload {}",
+            hardware.devices.len(),
+            text::rate(hardware.offload.bytes_per_second),
+            text::rate(hardware.reload.bytes_per_second)
+        ));
+        Ok(hardware)
+    }
+
+    fn profile(&mut self) -> Result<Profile> {
+        if let Some(found) = self.folder.read("profile.yaml")? {
+            return Ok(found);
+        }
+        self.progress.phase("profiling: layers of the model");
+        let profile = self.machine.profile(self.job, self.model, self.progress, self.cancel)?;
+        self.folder.write("profile.yaml", &profile)?;
+        for warning in unstable(&profile) {
+            self.progress.warn(&warning);
+        }
+        Ok(profile)
+    }
+
+    /// The rounds that the folder holds, in order, up to the first that is not complete.
+    fn finished_rounds(&self) -> Result<Vec<Done>> {
+        let mut rounds = Vec::new();
+        for number in 1.. {
+            let path = self.folder.round(number, "round.yaml");
+            if !path.exists() {
+                break;
+            }
+            let round: Round = file::read_checked(&path)?;
+            let problem: Problem = file::read_checked(&self.folder.round(number, "problem.yaml"))?;
+            let schedule: ScheduleFile = read(&self.folder.round(number, "schedule.yaml"))?;
+            let measured: Measured = read(&self.folder.round(number, "measured.yaml"))?;
+            let times = update::round_times(&measured);
+            rounds.push(Done { round, problem, schedule: schedule.schedule, measured, times });
+        }
+        Ok(rounds)
+    }
+
+    /// One round: problem, schedule, measurement, record, each written as soon as it is known.
+    fn round(&mut self, plan: &Plan, rounds: &[Done]) -> Result<Done> {
+        let number = rounds.len() + 1;
+        let times: Vec<RoundTimes> = rounds.iter().map(|done| done.times.clone()).collect();
+        let problem = update::updated(&plan.problem, &times);
+        self.write_round(number, "problem.yaml", &problem)?;
+
+        let started = Instant::now();
+        let best = best(rounds);
+        let solution = self.solve(&problem, best, number)?;
+        if self.cancel.load(Ordering::SeqCst) {
+            return Err(Error::Interrupted(String::new()));
+        }
+        let solve_ns = nanoseconds(started);
+        let schedule_file = self.schedule_file(plan, &solution);
+        let yaml = schedule_file.to_yaml().map_err(|e| Error::failed(format!("cannot write the schedule: {e}")))?;
+        file::write_text(&self.folder.round(number, "schedule.yaml"), &yaml).map_err(Error::write)?;
+
+        let started = Instant::now();
+        self.progress.phase(&format!("round {number}: running"));
+        let measured = self.machine.run(plan, &problem, &solution.schedule, true, self.progress, self.cancel)?;
+        self.write_round(number, "measured.yaml", &measured)?;
+
+        let tokens = tokens_per_step(self.job);
+        let predicted = Predicted::of(&problem, &solution.schedule, tokens);
+        let observed = Observed::of(&measured, problem.devices, tokens);
+        let gain =
+            best.map(|best| best.round.measured.step.median_ns as f64 / observed.step.median_ns.max(1) as f64 - 1.0);
+        let round = Round {
+            version: file::VERSION,
+            round: number,
+            method: solution.method.clone(),
+            ratio: observed.step.median_ns as f64 / predicted.step_ns.max(1) as f64,
+            predicted,
+            measured: observed,
+            bound_ns: solution.bound_ns,
+            gap: solution.gap(),
+            proven: solution.proven,
+            gain,
+            best_so_far: gain.is_none_or(|gain| gain > 0.0),
+            solve_ns,
+            run_ns: nanoseconds(started),
+            milp: solution.milp.clone(),
+        };
+        self.write_round(number, "round.yaml", &round)?;
+        if round.best_so_far {
+            self.folder.write("problem.yaml", &problem)?;
+            file::write_text(&self.folder.path("schedule.yaml"), &yaml).map_err(Error::write)?;
+        }
+        self.progress.line(&round_line(&round));
+        let times = update::round_times(&measured);
+        Ok(Done { round, problem, schedule: solution.schedule, measured, times })
+    }
+
+    fn solve(&self, problem: &Problem, best: Option<&Done>, number: usize) -> Result<Solution> {
+        self.progress.phase(&format!("round {number}: solving, at most {}", self.job.solver.time_limit));
+        // The best schedule so far, its order under the new times, is where the solver starts.
+        let start = best.and_then(|best| {
+            let order = Order::of(&best.problem, &best.schedule);
+            simulate(problem, &order).ok().map(|simulated| simulated.schedule)
+        });
+        let options = SolveOptions {
+            method: Method::Auto,
+            time_limit: self.job.time_limit().map_err(|invalid| Error::invalid("job", invalid))?,
+            seed: self.job.solver.seed,
+            start,
+        };
+        let mut on_event = |event: &optpipe_solver::solve::Event| {
+            self.progress.update(&format!("round {number}: solving, {event}"));
+        };
+        Ok(solve(problem, &options, &mut on_event, self.cancel)?)
+    }
+
+    fn schedule_file(&self, plan: &Plan, solution: &Solution) -> ScheduleFile {
+        ScheduleFile {
+            method: Some(solution.method.clone()),
+            bound_ns: Some(solution.bound_ns),
+            model: Some(self.model.name.clone()),
+            layer_split: Some(plan.layer_split.clone()),
+            placement: Some(plan.problem.placement.clone()),
+            microbatches: Some(plan.problem.microbatches),
+            ..ScheduleFile::new(solution.schedule.clone())
+        }
+    }
+
+    fn write_round<T: serde::Serialize>(&self, round: usize, name: &str, value: &T) -> Result<()> {
+        file::write(&self.folder.round(round, name), value).map_err(Error::write)
+    }
+}
+
+/// Reads a file whose conditions are checked where it is used.
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    Ok(file::parse(path, &file::read_text(path)?)?)
+}
+
+/// The fastest measured round; of equals the first.
+fn best(rounds: &[Done]) -> Option<&Done> {
+    rounds.iter().min_by_key(|done| done.round.measured.step.median_ns)
+}
+
+/// Why to stop after these rounds, if at all.
+pub fn stop_reason<'a>(
+    job: &Job,
+    rounds: impl DoubleEndedIterator<Item = &'a Round> + ExactSizeIterator,
+) -> Option<StopReason> {
+    let count = rounds.len();
+    let idle = rounds.rev().take_while(|round| round.gain.is_some_and(|gain| gain < job.stop.tolerance)).count();
+    if idle >= job.stop.patience.max(1) {
+        Some(StopReason::Converged)
+    } else if count >= job.stop.max_rounds.max(1) {
+        Some(StopReason::RoundLimit)
+    } else {
+        None
+    }
+}
+
+/// Tokens that one step trains on.
+pub fn tokens_per_step(job: &Job) -> u64 {
+    (job.batch.sequence_length * job.batch.microbatch_size * job.batch.microbatches) as u64
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What each measurement that did not settle is called.
+pub fn unstable(profile: &Profile) -> Vec<String> {
+    let mut out = Vec::new();
+    for layer in &profile.layers {
+        let samples = [
+            ("forward", &layer.forward),
+            ("backward_input", &layer.backward_input),
+            ("backward_weight", &layer.backward_weight),
+        ];
+        for (name, sample) in samples.into_iter().filter(|(_, sample)| !sample.stable) {
+            out.push(format!(
+                "{name} of the {:?} did not settle: median {}, 5 % below {}, 5 % above {} of {} samples",
+                layer.kind,
+                text::duration(sample.median_ns as i64),
+                text::duration(sample.p05_ns as i64),
+                text::duration(sample.p95_ns as i64),
+                sample.count
+            ));
+        }
+    }
+    out
+}
+
+fn describe(plan: &Plan) -> String {
+    let stages: Vec<String> = plan
+        .stages
+        .iter()
+        .enumerate()
+        .map(|(s, stage)| format!("  stage {s} on device {}: {}", stage.device, stage.layers))
+        .collect();
+    let memory: Vec<String> = plan
+        .memory
+        .iter()
+        .enumerate()
+        .map(|(d, memory)| {
+            format!(
+                "  device {d}: limit {}; static {} = weights {} + gradients {} + optimizer {} + workspace {}",
+                text::bytes(memory.capacity),
+                text::bytes(memory.static_bytes()),
+                text::bytes(memory.weights),
+                text::bytes(memory.gradients),
+                text::bytes(memory.optimizer),
+                text::bytes(memory.workspace)
+            )
+        })
+        .collect();
+    format!("layer split {:?}\n{}\n{}", plan.layer_split, stages.join("\n"), memory.join("\n"))
+}
+
+fn round_line(round: &Round) -> String {
+    let gain = round.gain.map_or(String::new(), |gain| format!(", gain {:+.1} %", 100.0 * gain));
+    format!(
+        "round {}: predicted {}, measured {} (x{:.2}){gain}; gap to the bound {}; {} offloads; found by {}",
+        round.round,
+        text::duration(round.predicted.step_ns),
+        text::duration(round.measured.step.median_ns as i64),
+        round.ratio,
+        text::gap(round.gap),
+        round.predicted.offloaded,
+        round.method
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! The commands on the built binary: what they print, where, and with which exit code.
+
+mod support;
+
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+
+use assert_cmd::Command;
+use support::{data, file, optpipe, stderr, stdout};
+
+fn instance(name: &str) -> std::path::PathBuf {
+    data(&format!("instances/{name}.yaml"))
+}
+
+fn json(output: &std::process::Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).expect("stdout is JSON")
+}
+
+#[test]
+fn every_command_teaches_by_example() {
+    let help = optpipe().arg("--help").output().expect("runs");
+    for command in
+        ["init", "tune", "calibrate", "profile", "solve", "check", "compare", "run", "export", "schema", "devices"]
+    {
+        assert!(stdout(&help).contains(&format!("  {command}")), "{command} is listed");
+        let output = optpipe().args([command, "--help"]).output().expect("runs");
+        assert!(output.status.success());
+        assert!(stdout(&output).contains(&format!("\n  optpipe {command}")), "{command}: {}", stdout(&output));
+    }
+}
+
+#[test]
+fn solve_proves_the_small_example_and_check_agrees() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let schedule = folder.path().join("schedule.yaml");
+    let problem = instance("a_spec_example");
+    let solved = optpipe()
+        .arg("solve")
+        .arg(&problem)
+        .arg("-o")
+        .arg(&schedule)
+        .args(["--time-limit", "5s", "--json"])
+        .output()
+        .expect("runs");
+    assert!(solved.status.success(), "{}", stderr(&solved));
+    let value = json(&solved);
+    assert_eq!(value["makespan_ns"], 1010);
+    assert_eq!(value["bound_ns"], 1010);
+    assert_eq!(value["proven"], true);
+    let checked = optpipe().arg("check").arg(&problem).arg(&schedule).output().expect("runs");
+    assert!(checked.status.success(), "{}", stderr(&checked));
+    assert!(stdout(&checked).starts_with("legal\nmakespan   1.01 us (1010 ns)"), "{}", stdout(&checked));
+}
+
+#[test]
+fn check_lists_what_is_broken_and_exits_with_1() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let schedule = folder.path().join("schedule.yaml");
+    let problem = instance("a_spec_example");
+    optpipe().arg("solve").arg(&problem).arg("-o").arg(&schedule).args(["--time-limit", "2s"]).assert().success();
+    let text = std::fs::read_to_string(&schedule).expect("written");
+    let broken: Vec<&str> = text.lines().filter(|line| !line.contains("op: W, stage: 0, microbatch: 1")).collect();
+    assert_eq!(broken.len() + 1, text.lines().count());
+    std::fs::write(&schedule, broken.join("\n")).expect("written");
+    let output = optpipe().arg("check").arg(&problem).arg(&schedule).output().expect("runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("W(0,1)"), "{}", stdout(&output));
+    assert!(stderr(&output).contains("illegal"), "{}", stderr(&output));
+}
+
+#[test]
+fn infeasible_problems_exit_with_3_and_name_device_and_bytes() {
+    for command in ["solve", "compare"] {
+        let output = optpipe().arg(command).arg(instance("j_p2v2m3_infeasible")).output().expect("runs");
+        assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+        let text = stderr(&output);
+        assert!(text.contains("device 0 lacks 1 B"), "{text}");
+        assert!(text.contains("hint: raise bytes.capacity[0] to at least 13"), "{text}");
+        assert!(stdout(&output).is_empty());
+    }
+}
+
+#[test]
+fn compare_shows_every_method_against_one_bound() {
+    let problem = instance("k_p2v2m3_offload_required");
+    let output = optpipe().arg("compare").arg(problem).args(["--time-limit", "1s", "--json"]).output().expect("runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let value = json(&output);
+    let methods = value["methods"].as_array().expect("a list");
+    let row = |name: &str| methods.iter().find(|row| row["method"] == name).expect("every method has a row");
+    assert_eq!(row("gpipe")["fits"], false, "offloading is needed here");
+    assert_eq!(row("auto")["fits"], true);
+    assert!(row("zb-v")["note"].is_string(), "not a V-shaped placement");
+    let bound = value["bound_ns"].as_i64().expect("a number");
+    assert!(methods.iter().filter(|row| row["fits"] == true).all(|row| row["makespan_ns"].as_i64() >= Some(bound)));
+    let best = row("auto")["makespan_ns"].as_f64().expect("a number");
+    assert!(best <= 1340.0 * 1.02, "optimum 1340, found {best}");
+}
+
+#[test]
+fn export_draws_what_check_accepts() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let schedule = folder.path().join("schedule.yaml");
+    let problem = instance("l_p4m5_offload_pays");
+    optpipe().arg("solve").arg(&problem).arg("-o").arg(&schedule).args(["--time-limit", "1s"]).assert().success();
+    let svg = optpipe().arg("export").arg(&problem).arg(&schedule).args(["--to", "svg"]).output().expect("runs");
+    assert!(stdout(&svg).starts_with("<svg") || stdout(&svg).starts_with("<?xml"));
+    let trace = folder.path().join("trace.json");
+    optpipe()
+        .arg("export")
+        .arg(&problem)
+        .arg(&schedule)
+        .args(["--to", "chrome-trace", "-o"])
+        .arg(&trace)
+        .assert()
+        .success();
+    let text = std::fs::read_to_string(trace).expect("written");
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert!(value["traceEvents"].as_array().is_some_and(|events| events.len() > 60));
+}
+
+#[test]
+fn init_writes_a_job_once() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let job = folder.path().join("job.yaml");
+    let init = |more: &[&str]| {
+        optpipe().args(["init", "--model", "qwen3-0.6b", "-o"]).arg(&job).args(more).output().expect("runs")
+    };
+    assert!(init(&[]).status.success());
+    let text = std::fs::read_to_string(&job).expect("written");
+    assert!(text.contains("model: qwen3-0.6b") && text.contains('#'));
+    let again = init(&[]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(stderr(&again).contains("--force"), "{}", stderr(&again));
+    assert!(init(&["--force"]).status.success());
+    let unknown = optpipe().args(["init", "--model", "llama-16m", "-o", "-"]).output().expect("runs");
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(stderr(&unknown).contains("llama-15m"), "names the presets: {}", stderr(&unknown));
+}
+
+#[test]
+fn schemas_are_printed_for_every_file() {
+    let output = optpipe().arg("schema").output().expect("runs");
+    let value = json(&output);
+    for kind in ["job", "hardware", "profile", "problem", "schedule", "measured", "round", "summary", "tune"] {
+        assert!(value[kind]["$schema"].is_string(), "{kind}");
+    }
+    let one = optpipe().args(["schema", "problem"]).output().expect("runs");
+    assert_eq!(json(&one), value["problem"]);
+}
+
+#[test]
+fn devices_always_offers_the_cpu() {
+    let output = optpipe().arg("devices").output().expect("runs");
+    assert!(output.status.success());
+    assert!(stdout(&output).starts_with("backend cpu: "), "{}", stdout(&output));
+    assert!(stdout(&output).contains("backend cuda: "), "{}", stdout(&output));
+}
+
+/// Runs a command on a bad file; it must exit with 2 and say all of `expected` on stderr.
+fn refuses(command: &mut Command, expected: &[&str]) {
+    let output = command.output().expect("runs");
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.starts_with("error: "), "{text}");
+    for words in expected {
+        assert!(text.contains(words), "expected {words:?} in: {text}");
+    }
+    assert!(stdout(&output).is_empty());
+}
+
+#[test]
+fn bad_files_are_named_with_field_and_expectation() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path();
+    let good = std::fs::read_to_string(instance("a_spec_example")).expect("the example is there");
+    let changed = |name: &str, from: &str, to: &str| {
+        assert!(good.contains(from), "{from}");
+        file(path, name, &good.replace(from, to))
+    };
+    let solve = |input: &Path| {
+        let mut command = optpipe();
+        command.arg("solve").arg(input);
+        command
+    };
+    // Problems.
+    let few = changed("few.yaml", "offload: [150, 150]", "offload: [150]");
+    refuses(&mut solve(&few), &["few.yaml:", "time_ns.offload", "expected 2 values", "found 1"]);
+    let negative = changed("negative.yaml", "activation: [8, 8]", "activation: [8, -8]");
+    refuses(&mut solve(&negative), &["negative.yaml:", "bytes.activation[1]", "expected at least 0, found -8"]);
+    let text = changed("text.yaml", "microbatches: 3", "microbatches: three");
+    refuses(&mut solve(&text), &["text.yaml:", "microbatches", "three"]);
+    // Schedules.
+    let mut check = optpipe();
+    let letter =
+        file(path, "letter.yaml", "makespan_ns: 1\nops:\n  - - {op: X, stage: 0, microbatch: 0, start_ns: 0}\n");
+    refuses(check.arg("check").arg(instance("a_spec_example")).arg(&letter), &["letter.yaml:3", "X"]);
+    let mut check = optpipe();
+    let lacks = file(path, "lacks.yaml", "ops: []\n");
+    refuses(check.arg("check").arg(instance("a_spec_example")).arg(&lacks), &["lacks.yaml", "makespan_ns"]);
+    // Jobs.
+    let tune = |text: &str| {
+        let mut command = optpipe();
+        command.arg("tune").arg(file(path, "job.yaml", text)).arg("--out").arg(path.join("out"));
+        command
+    };
+    refuses(&mut tune("model: llama-15m\nbatch: {microbatches: 0}\n"), &["job.yaml:2", "batch.microbatches"]);
+    refuses(&mut tune("model: llama-15m\nmemory_limit: 300 apples\n"), &["job.yaml:2", "memory_limit", "512MiB"]);
+    refuses(&mut tune("model: llama-15m\npipelines: {}\n"), &["job.yaml:2", "pipelines"]);
+    // A model.
+    let model = file(path, "config.json", "{\"architectures\": [\"MambaForCausalLM\"], \"model_type\": \"mamba\"}");
+    refuses(&mut tune(&format!("model: {}\n", model.display())), &["config.json", "Mamba", "LlamaForCausalLM"]);
+    // Profiles and hardware.
+    let job = file(path, "job.yaml", "model: llama-15m\n");
+    let profile = file(path, "profile.yaml", "version: 1\nmodel: x\nlayers: 3\n");
+    refuses(solve(&profile).arg("--job").arg(&job), &["profile.yaml:3", "layers"]);
+    refuses(&mut solve(&profile), &["profile.yaml", "--job"]);
+    let hardware = file(path, "hardware.yaml", "version: 1\nbackend: cpu\nclock: monotonic\ndevices: 2\n");
+    refuses(solve(&job).arg("--hardware").arg(&hardware), &["hardware.yaml:4", "devices"]);
+    // Neither.
+    refuses(&mut solve(&file(path, "other.yaml", "hello: world\n")), &["other.yaml", "expected a problem"]);
+    refuses(&mut solve(&file(path, "broken.yaml", "a: [1, 2\nb: {")), &["broken.yaml:"]);
+    refuses(&mut solve(path), &["expected a file, found a folder"]);
+    refuses(&mut solve(&path.join("none.yaml")), &["none.yaml", "cannot read"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_optpipe"))
+        .arg("schema")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    drop(child.stdout.take());
+    let mut text = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
+    let status = child.wait().expect("ends");
+    assert!(status.success() && text.is_empty(), "{status}: {text}");
+}

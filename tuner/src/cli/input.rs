@@ -1,0 +1,57 @@
+//! Reading what commands are given, and telling files apart by their keys.
+
+use std::path::Path;
+
+use optpipe_configs::file::{self, FileError};
+use optpipe_configs::hardware::Hardware;
+use optpipe_configs::job::Job;
+use optpipe_configs::model::Model;
+use optpipe_solver::schedule::ScheduleFile;
+
+use crate::error::Result;
+
+/// What a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Problem,
+    Job,
+    Profile,
+    Hardware,
+    Schedule,
+}
+
+/// Tells by the keys at the top what a file is.
+pub(super) fn kind(path: &Path) -> Result<Kind> {
+    let value: serde_yaml::Value = file::parse(path, &file::read_text(path)?)?;
+    let has = |key: &str| value.get(key).is_some();
+    let found = if has("ops") {
+        Some(Kind::Schedule)
+    } else if has("time_ns") || has("bytes") || has("placement") {
+        Some(Kind::Problem)
+    } else if has("layers") {
+        Some(Kind::Profile)
+    } else if has("offload") || has("reload") {
+        Some(Kind::Hardware)
+    } else if has("model") || has("pipeline") || has("batch") {
+        Some(Kind::Job)
+    } else {
+        None
+    };
+    found.ok_or_else(|| {
+        let message = "expected a problem (with `time_ns`), a job (with `model`) or a profile (with `layers`), found \
+                       none of their keys";
+        FileError::new(path, message).into()
+    })
+}
+
+/// A schedule file; its conditions are the checker's business.
+pub(super) fn schedule(path: &Path) -> Result<ScheduleFile> {
+    Ok(file::parse(path, &file::read_text(path)?)?)
+}
+
+/// A job with its model and the hardware that it names.
+pub(super) fn job(path: &Path) -> Result<(Job, Model, Option<Hardware>)> {
+    let (job, model) = Job::read(path)?;
+    let hardware = job.hardware_file(path).map(|hardware| file::read_checked(&hardware)).transpose()?;
+    Ok((job, model, hardware))
+}

@@ -1,0 +1,118 @@
+//! The command line: one module a command. Data goes to stdout, everything else to stderr.
+
+mod calibrate;
+mod check;
+mod compare;
+mod devices;
+mod export;
+mod init;
+mod input;
+mod profile;
+mod run;
+mod schema;
+mod solve;
+mod tune;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Error, Result};
+
+/// Finds the best pipeline schedule for LLM training on your devices: it measures the layers and the
+/// copies, solves for order and offloading within each device's memory, runs the result, and repeats.
+#[derive(Debug, Parser)]
+#[command(name = "optpipe", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "\
+Start here:
+  optpipe init -o job.yaml                     # a commented job for a small model
+  optpipe tune job.yaml --out runs/first       # profile, solve, run, until throughput converges
+
+Exit codes: 0 fine, 1 failed, 2 bad input, 3 infeasible, 130 interrupted.
+OPTPIPE_LOG=debug (or trace) prints what happens inside to stderr.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Args),
+    Tune(tune::Args),
+    Calibrate(calibrate::Args),
+    Profile(profile::Args),
+    Solve(solve::Args),
+    Check(check::Args),
+    Compare(compare::Args),
+    Run(run::Args),
+    Export(export::Args),
+    Schema(schema::Args),
+    Devices(devices::Args),
+}
+
+/// Parses the arguments, runs the command, and reports its error.
+pub fn main() -> ExitCode {
+    // First of all, while this is the only thread: a device of the CPU backend computes on one core.
+    if let Err(e) = optpipe_kernels::cpu::init_threads(std::num::NonZeroUsize::MIN) {
+        return report(&Error::failed(e.to_string()));
+    }
+    let filter = EnvFilter::try_from_env("OPTPIPE_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Clap itself prints help to stdout with code 0 and unusable arguments to stderr with code 2.
+    let outcome = match Cli::parse().command {
+        Command::Init(args) => init::run(&args),
+        Command::Tune(args) => tune::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Profile(args) => profile::run(&args),
+        Command::Solve(args) => solve::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Devices(args) => devices::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+/// Says on stderr what went wrong and returns its exit code.
+fn report(error: &Error) -> ExitCode {
+    tracing::debug!("{error:?}");
+    let mut text = format!("error: {error}\n");
+    if let Some(hint) = error.advice() {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    // Where even stderr is closed only the exit code is left to say so.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::from(error.exit_code())
+}
+
+/// Prints data on stdout. A reader that has gone away, as `head` does, is no failure.
+fn emit(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let written = out
+        .write_all(text.as_bytes())
+        .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") })
+        .and_then(|()| out.flush());
+    match written {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::failed(format!("cannot write to stdout: {e}"))),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON on stdout.
+fn emit_json<T: Serialize>(value: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::failed(format!("cannot write JSON: {e}")))?;
+    emit(&text)
+}
+
+/// A duration given on the command line.
+fn duration(text: &str) -> std::result::Result<std::time::Duration, String> {
+    optpipe_configs::size::parse_duration(text).map_err(|e| e.to_string())
+}

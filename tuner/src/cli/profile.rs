@@ -1,0 +1,107 @@
+//! `optpipe profile`
+
+use std::path::PathBuf;
+
+use optpipe_configs::file;
+use optpipe_configs::profile::{LayerKind, Profile, Sample};
+
+use super::input;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::tune::local::Local;
+use crate::tune::machine::Machine;
+use crate::{table, text, tune};
+
+/// Measure the times and bytes of a model's layers
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Times are medians over samples taken after warm-up, ± the median absolute deviation. A measurement
+that does not settle is marked with a `?` and named on stderr.
+
+Example:
+  optpipe profile job.yaml -o profile.yaml
+  optpipe solve profile.yaml --job job.yaml -o schedule.yaml")]
+pub(super) struct Args {
+    /// Model, batch and precision
+    job: PathBuf,
+    /// Where to write profile.yaml; without it only the numbers are printed
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// No progress on stderr
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let (job, model, _) = input::job(&args.job)?;
+    let progress = Progress::new(args.quiet);
+    let cancel = interrupt::install();
+    let mut machine = Local::new(&job, &model)?;
+    progress.phase("profiling: layers of the model");
+    let profile = machine.profile(&job, &model, &progress, cancel)?;
+    progress.done();
+    for warning in tune::unstable(&profile) {
+        progress.warn(&warning);
+    }
+    if let Some(path) = &args.output {
+        file::write(path, &profile).map_err(Error::write)?;
+    }
+    if args.json { super::emit_json(&profile) } else { super::emit(&report(&profile, args)) }
+}
+
+fn report(profile: &Profile, args: &Args) -> String {
+    let time = |sample: &Sample| {
+        let mark = if sample.stable { "" } else { " ?" };
+        format!("{} ±{}{mark}", text::duration(sample.median_ns as i64), text::duration(sample.mad_ns as i64))
+    };
+    let rows = profile.layers.iter().map(|layer| {
+        let kind = match layer.kind {
+            LayerKind::Embedding => "embedding",
+            LayerKind::Block => "block",
+            LayerKind::Head => "head",
+        };
+        vec![
+            format!("{} x {kind}", layer.count),
+            time(&layer.forward),
+            time(&layer.backward_input),
+            time(&layer.backward_weight),
+            text::bytes(layer.bytes.activation),
+            text::bytes(layer.bytes.weight_context),
+            text::bytes(layer.bytes.offloadable),
+            text::bytes(layer.bytes.workspace),
+            text::count(layer.parameters),
+        ]
+    });
+    let heading = [
+        "layers",
+        "forward",
+        "backward_input",
+        "backward_weight",
+        "activation",
+        "weight context",
+        "offloadable",
+        "workspace",
+        "parameters",
+    ];
+    let mut lines = vec![
+        table::table(heading, rows.collect()).to_string(),
+        format!(
+            "{}, {}, {} x {} tokens a microbatch; backend {}, clock {}, took {}",
+            profile.model,
+            profile.precision,
+            profile.microbatch_size,
+            profile.sequence_length,
+            profile.backend,
+            profile.clock,
+            text::duration(profile.cost_ns as i64)
+        ),
+    ];
+    if let Some(path) = &args.output {
+        lines.push(format!("wrote {}", path.display()));
+    }
+    lines.join("\n")
+}

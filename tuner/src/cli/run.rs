@@ -1,0 +1,132 @@
+//! `optpipe run`
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use optpipe_configs::file;
+use optpipe_solver::problem::Problem;
+
+use super::input;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::measured::Measured;
+use crate::progress::Progress;
+use crate::summary::{Observed, Predicted};
+use crate::text;
+use crate::tune::local::{Local, Running};
+
+/// Run a schedule on real tensors and measure it
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The steps are real training steps of the job's model. A tune's folder has problem and schedule
+of every round, so that any of them can be measured again.
+
+Example:
+  optpipe tune job.yaml --out runs/first
+  optpipe run job.yaml runs/first/schedule.yaml --problem runs/first/problem.yaml -o measured.yaml")]
+pub(super) struct Args {
+    /// Model, batch, precision, optimizer and backend
+    job: PathBuf,
+    /// What to run; its `layer_split`, where present, goes before the job's
+    schedule: PathBuf,
+    /// The problem that the schedule solves
+    #[arg(long)]
+    problem: PathBuf,
+    /// Where to write measured.yaml
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Measured steps, instead of the job's
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Run even where a device exceeds its capacity
+    #[arg(long)]
+    no_limit: bool,
+    /// Print the measurement as JSON
+    #[arg(long)]
+    json: bool,
+    /// No progress on stderr
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let (mut job, model, _) = input::job(&args.job)?;
+    let problem: Problem = file::read_checked(&args.problem)?;
+    let schedule = input::schedule(&args.schedule)?;
+    if let Some(steps) = args.steps {
+        job.run.steps = steps;
+    }
+    if problem.devices != job.pipeline.devices || problem.microbatches != job.batch.microbatches {
+        return Err(Error::input(format!(
+            "{}: expected {} devices and {} microbatches as in the job, found {} and {}",
+            args.problem.display(),
+            job.pipeline.devices,
+            job.batch.microbatches,
+            problem.devices,
+            problem.microbatches
+        )));
+    }
+    let split = schedule.layer_split.clone().or_else(|| job.layer_split().map(<[usize]>::to_vec)).ok_or_else(|| {
+        Error::input(format!("{}: has no layer_split, and the job's is auto", args.schedule.display()))
+            .hint("give pipeline.layer_split in the job")
+    })?;
+    let progress = Progress::new(args.quiet);
+    let cancel = interrupt::install();
+    let mut machine = Local::new(&job, &model)?;
+    progress.phase("running");
+    let running = Running {
+        layer_split: &split,
+        workspace: None,
+        problem: &problem,
+        schedule: &schedule.schedule,
+        enforce: !args.no_limit,
+    };
+    let measured = machine.measure(&running, &progress, cancel)?;
+    progress.done();
+    if let Some(path) = &args.output {
+        file::write(path, &measured).map_err(Error::write)?;
+    }
+    if args.json {
+        super::emit_json(&measured)?;
+    } else {
+        let tokens = crate::tune::tokens_per_step(&job);
+        let predicted = Predicted::of(&problem, &schedule.schedule, tokens);
+        super::emit(&report(&measured, &predicted, &Observed::of(&measured, problem.devices, tokens), &problem))?;
+    }
+    if cancel.load(Ordering::SeqCst) {
+        return Err(Error::Interrupted(String::new()));
+    }
+    Ok(())
+}
+
+fn report(measured: &Measured, predicted: &Predicted, observed: &Observed, problem: &Problem) -> String {
+    let step = &measured.step;
+    let mut lines = vec![
+        format!(
+            "step       {} ±{} over {} steps; predicted {} (x{:.2})",
+            text::duration(step.median_ns as i64),
+            text::duration(step.mad_ns as i64),
+            step.count,
+            text::duration(predicted.step_ns),
+            step.median_ns as f64 / predicted.step_ns.max(1) as f64
+        ),
+        format!("tokens/s   {}", text::count(observed.tokens_per_second.round() as u64)),
+        format!("bubble     {}; predicted {}", text::percent(observed.bubble), text::percent(predicted.bubble)),
+        format!("optimizer  {} after each step", text::duration(measured.optimizer.median_ns as i64)),
+        format!("offloaded  {} a step", text::bytes(measured.offloaded_bytes)),
+    ];
+    let peaks = measured.peak_bytes.iter().zip(&predicted.peak_bytes).zip(&problem.bytes.capacity);
+    for (device, ((&peak, &expected), capacity)) in peaks.enumerate() {
+        let label = if device == 0 { "peak" } else { "" };
+        lines.push(format!(
+            "{label:<10} device {device}: {} of {}; predicted {}",
+            text::bytes(peak),
+            text::bytes(capacity.unsigned_abs()),
+            text::bytes(expected)
+        ));
+    }
+    if let (Some(first), Some(last)) = (measured.losses.first(), measured.losses.last()) {
+        lines.push(format!("loss       {first:.4} at the first step, {last:.4} at the last"));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,106 @@
+//! The end of a tune: textbook schedules, summary, pictures.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use optpipe_configs::file;
+use optpipe_configs::hardware::Hardware;
+use optpipe_configs::profile::Profile;
+
+use super::{Done, Tuning, best, tokens_per_step};
+use crate::error::{Error, Result};
+use crate::export;
+use crate::plan::Plan;
+use crate::summary::{Cost, Outcome, StopReason, Summary};
+
+/// What the files of the folder hold.
+const FILES: [(&str, &str); 9] = [
+    ("schedule.yaml", "the best measured schedule"),
+    ("problem.yaml", "the problem it solves"),
+    ("hardware.yaml", "calibration of copies and devices"),
+    ("profile.yaml", "times and bytes of the layers"),
+    ("summary.yaml", "this summary"),
+    ("trace.json", "predicted and measured, for Perfetto"),
+    ("timeline.svg", "the schedule as a picture"),
+    ("rounds/", "problem, schedule, measurement and record of each round"),
+    ("textbook/", "schedules and measurements of the textbook schedules"),
+];
+
+impl Tuning<'_> {
+    pub(super) fn finish(
+        &mut self,
+        hardware: &Hardware,
+        profile: &Profile,
+        plan: &Plan,
+        rounds: Vec<Done>,
+        stop: StopReason,
+    ) -> Result<Summary> {
+        let Some(best) = best(&rounds) else {
+            return Err(Error::failed("no round was measured"));
+        };
+        let textbook = self.textbook(plan, &best.problem, hardware)?;
+        let stop = if self.cancel.load(Ordering::SeqCst) { StopReason::Interrupted } else { stop };
+        let (round, problem) = (&best.round, &best.problem);
+
+        self.folder.write("problem.yaml", problem)?;
+        let yaml = file::read_text(&self.folder.round(round.round, "schedule.yaml"))?;
+        file::write_text(&self.folder.path("schedule.yaml"), &yaml).map_err(Error::write)?;
+        self.pictures(best)?;
+
+        let summary = Summary {
+            version: file::VERSION,
+            optpipe: env!("CARGO_PKG_VERSION").to_owned(),
+            model: self.model.name.clone(),
+            backend: profile.backend.clone(),
+            precision: profile.precision.clone(),
+            parameters: plan.stages.iter().map(|stage| stage.parameters).sum(),
+            tokens_per_step: tokens_per_step(self.job),
+            devices: problem.devices,
+            microbatches: problem.microbatches,
+            stop,
+            best: Outcome {
+                name: "optpipe".to_owned(),
+                predicted: Some(round.predicted.clone()),
+                measured: Some(round.measured.clone()),
+                over_limit_bytes: round.predicted.over_limit(problem),
+                note: None,
+            },
+            best_round: round.round,
+            bound_ns: round.bound_ns,
+            gap: round.gap,
+            proven: round.proven,
+            textbook,
+            milp: round.milp.clone(),
+            cost: Cost {
+                calibrate_ns: hardware.cost_ns,
+                profile_ns: profile.cost_ns,
+                solve_ns: rounds.iter().map(|done| done.round.solve_ns).sum(),
+                run_ns: rounds.iter().map(|done| done.round.run_ns).sum(),
+            },
+            rounds: rounds.iter().map(|done| done.round.clone()).collect(),
+            stages: plan.stages.clone(),
+            memory: plan.memory.clone(),
+            files: FILES
+                .iter()
+                .filter(|(name, _)| *name == "summary.yaml" || self.folder.path(name.trim_end_matches('/')).exists())
+                .map(|(name, what)| ((*name).to_owned(), (*what).to_owned()))
+                .collect::<BTreeMap<_, _>>(),
+        };
+        self.folder.write("summary.yaml", &summary)?;
+        self.progress.done();
+        Ok(summary)
+    }
+
+    fn pictures(&self, best: &Done) -> Result<()> {
+        let failed = |e: export::ExportError| Error::failed(format!("cannot draw the schedule: {e}"));
+        let trace = export::trace_json(&best.problem, &best.schedule, Some(&best.measured)).map_err(failed)?;
+        file::write_text(&self.folder.path("trace.json"), &trace).map_err(Error::write)?;
+        let options = export::TimelineOptions {
+            title: format!("{}, round {}", self.model.name, best.round.round),
+            ..Default::default()
+        };
+        let picture =
+            export::timeline_svg(&best.problem, &best.schedule, Some(&best.measured), &options).map_err(failed)?;
+        file::write_text(&self.folder.path("timeline.svg"), &picture).map_err(Error::write)
+    }
+}

@@ -1,0 +1,162 @@
+//! This machine: the profiler and the runner behind [`Machine`].
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use optpipe_configs::hardware::Hardware;
+use optpipe_configs::job::{self, Job};
+use optpipe_configs::model::Model;
+use optpipe_configs::profile::Profile;
+use optpipe_kernels::backend::{self, Backend, BackendError, BackendKind};
+use optpipe_profiler::calibrate::{self, CalibrateError, CalibrateOptions};
+use optpipe_solver::problem::Problem;
+use optpipe_solver::schedule::Schedule;
+
+use super::machine::Machine;
+use crate::error::{Error, Result};
+use crate::measured::Measured;
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::runner::{self, RunError, RunPlan};
+use crate::text;
+
+/// A job's devices on this machine.
+#[derive(Debug)]
+pub struct Local<'a> {
+    job: &'a Job,
+    model: &'a Model,
+    backend: Arc<dyn Backend>,
+}
+
+/// A schedule to be measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Running<'a> {
+    /// Transformer blocks of each stage.
+    pub layer_split: &'a [usize],
+    /// Workspace that each device sets aside, bytes.
+    pub workspace: Option<&'a [u64]>,
+    /// What the schedule solves.
+    pub problem: &'a Problem,
+    /// The schedule.
+    pub schedule: &'a Schedule,
+    /// Whether a device that exceeds its capacity ends the run.
+    pub enforce: bool,
+}
+
+/// Opens a job's backend.
+///
+/// # Errors
+/// Bad input if this machine does not have it.
+pub fn open(job: &Job) -> Result<Arc<dyn Backend>> {
+    let kind = match job.backend {
+        job::Backend::Cpu => BackendKind::Cpu,
+        job::Backend::Cuda => BackendKind::Cuda,
+    };
+    backend::open(kind, job.pipeline.devices).map_err(|e| match e {
+        BackendError::System { .. } => Error::failed(e.to_string()),
+        _ => Error::input(e.to_string()),
+    })
+}
+
+impl<'a> Local<'a> {
+    /// Opens the job's backend.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn new(job: &'a Job, model: &'a Model) -> Result<Self> {
+        Ok(Local { job, model, backend: open(job)? })
+    }
+
+    /// Runs a schedule for the job's steps and measures it.
+    ///
+    /// # Errors
+    /// What the runner reports.
+    pub fn measure(&mut self, running: &Running<'_>, progress: &Progress, cancel: &AtomicBool) -> Result<Measured> {
+        let plan = RunPlan {
+            microbatch_size: self.job.batch.microbatch_size,
+            sequence_length: self.job.batch.sequence_length,
+            precision: self.job.precision,
+            optimizer: self.job.optimizer,
+            seed: self.job.solver.seed,
+            warmup_steps: self.job.run.warmup_steps,
+            steps: self.job.run.steps,
+            enforce_capacity: running.enforce,
+            workspace: running.workspace,
+            ..RunPlan::new(
+                self.model,
+                running.layer_split,
+                running.problem,
+                running.schedule,
+                Arc::clone(&self.backend),
+            )
+        };
+        let mut on_step = |at: runner::RunProgress| {
+            progress.update(&format!(
+                "running: step {} of {}, {}, loss {:.3}",
+                at.steps_done,
+                at.steps,
+                text::duration(at.step_ns as i64),
+                at.loss
+            ));
+        };
+        runner::run(&plan, &mut on_step, cancel).map_err(|e| match e {
+            RunError::Cancelled => Error::Interrupted(String::new()),
+            RunError::Plan { .. } | RunError::Schedule { .. } => Error::input(e.to_string()),
+            RunError::Static { .. } | RunError::Memory { .. } => Error::failed(e.to_string())
+                .hint("the tensors need more than the profile says: profile again, or raise memory_limit"),
+            other => Error::failed(other.to_string()),
+        })
+    }
+}
+
+impl Machine for Local<'_> {
+    fn calibrate(&mut self, _: &Job, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
+        calibrate(&*self.backend, progress, cancel)
+    }
+
+    fn profile(&mut self, job: &Job, model: &Model, progress: &Progress, cancel: &AtomicBool) -> Result<Profile> {
+        profile(&*self.backend, job, model, progress, cancel)
+    }
+
+    fn run(
+        &mut self,
+        plan: &Plan,
+        problem: &Problem,
+        schedule: &Schedule,
+        enforce: bool,
+        progress: &Progress,
+        cancel: &AtomicBool,
+    ) -> Result<Measured> {
+        let workspace: Vec<u64> = plan.memory.iter().map(|device| device.workspace).collect();
+        let running =
+            Running { layer_split: &plan.layer_split, workspace: Some(&workspace), problem, schedule, enforce };
+        self.measure(&running, progress, cancel)
+    }
+}
+
+/// Measures the copies of a backend's devices.
+///
+/// # Errors
+/// What the calibration reports.
+pub fn calibrate(backend: &dyn Backend, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
+    let mut on_progress = |what: &str| progress.update(&format!("calibrating: {what}"));
+    calibrate::calibrate(backend, &CalibrateOptions::default(), &mut on_progress, cancel).map_err(|e| match e {
+        CalibrateError::Cancelled => Error::Interrupted(String::new()),
+        other => Error::failed(other.to_string()),
+    })
+}
+
+/// Measures the layers of a job's model.
+///
+/// # Errors
+/// What the profiler reports.
+pub fn profile(
+    backend: &dyn Backend,
+    job: &Job,
+    model: &Model,
+    progress: &Progress,
+    cancel: &AtomicBool,
+) -> Result<Profile> {
+    let _ = (backend, job, model, progress, cancel);
+    Err(Error::failed("profiling is not wired yet"))
+}
