@@ -29,10 +29,10 @@ pub(super) fn anneal(graph: &Graph<'_>, worker: &mut Worker<'_>, others: &[Plan]
     // Evaluations a second, to plan rounds that end in time.
     let mut rate = None;
     for round in 0.. {
-        if worker.shared.stopped() || worker.left(rate) == 0 {
+        if worker.stopped() || worker.left(rate) == 0 {
             return;
         }
-        let Some((best, _)) = &worker.best else { return };
+        let Some(best) = worker.best.as_ref().map(|x| &x.plan) else { return };
         let plan = if round % 3 == 2 && !others.is_empty() { &others[round / 3 % others.len()] } else { best };
         let Some(mut state) = State::new(graph, plan.clone()) else { return };
         let mut mover = Mover::new(&state, Pcg64Mcg::seed_from_u64(worker.rng.random()));
@@ -48,7 +48,7 @@ pub(super) fn anneal(graph: &Graph<'_>, worker: &mut Worker<'_>, others: &[Plan]
 /// One round; returns the evaluations that it took.
 fn run(worker: &mut Worker<'_>, state: &mut State<'_>, mover: &mut Mover, budget: u64, mean: f64) -> u64 {
     let mut done = 0;
-    while done < budget && !worker.shared.stopped() {
+    while done < budget && !worker.stopped() {
         let temperature = mean * HOT * (COLD / HOT).powf(done as f64 / budget as f64);
         for _ in 0..STEP {
             mover.edit(state);

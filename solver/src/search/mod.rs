@@ -7,8 +7,8 @@ mod policies;
 mod state;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, Sender};
+use std::time::Instant;
 
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
@@ -38,6 +38,7 @@ pub(crate) const ANNEALING: &str = "annealing";
 const LONG: usize = 8_000;
 
 /// A better plan, with its makespan, and the part that found it.
+#[derive(Debug, Clone)]
 pub(crate) struct Better {
     pub(crate) plan: Plan,
     pub(crate) makespan_ns: i64,
@@ -53,39 +54,45 @@ struct Shared<'a> {
     cancel: &'a AtomicBool,
 }
 
-impl Shared<'_> {
-    fn stopped(&self) -> bool {
-        // A thread that stops because of another's luck makes no difference: the target is reached.
-        self.stop.load(Ordering::Relaxed)
-            || self.cancel.load(Ordering::Relaxed)
-            || Instant::now() >= self.options.deadline
-    }
-}
-
 /// One thread's search: its generator, what it has found, and how many evaluations are left.
 struct Worker<'a> {
     shared: &'a Shared<'a>,
     better: Sender<Better>,
     rng: Pcg64Mcg,
-    /// Its best plan and makespan.
-    best: Option<(Plan, i64)>,
+    /// The best that it knows of.
+    best: Option<Better>,
     evaluations: u64,
+    /// Whether it has reached the target.
+    done: bool,
 }
 
 impl Worker<'_> {
     /// Notes a plan if it is the best of this thread; sends it if it is the best of all.
     fn found(&mut self, plan: &Plan, makespan_ns: i64, part: &'static str) {
-        if self.best.as_ref().is_some_and(|x| x.1 <= makespan_ns) {
+        if self.best.as_ref().is_some_and(|x| x.makespan_ns <= makespan_ns) {
             return;
         }
-        self.best = Some((plan.clone(), makespan_ns));
+        let better = Better { plan: plan.clone(), makespan_ns, part };
         if self.shared.best.fetch_min(makespan_ns, Ordering::Relaxed) > makespan_ns {
             // The receiver outlives the threads.
-            let _ = self.better.send(Better { plan: plan.clone(), makespan_ns, part });
+            let _ = self.better.send(better.clone());
         }
+        self.best = Some(better);
         if makespan_ns <= self.shared.options.target_ns {
-            self.shared.stop.store(true, Ordering::Relaxed);
+            self.done = true;
+            if self.shared.options.iterations.is_none() {
+                self.shared.stop.store(true, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Whether this thread should end.
+    fn stopped(&self) -> bool {
+        let shared = self.shared;
+        self.done
+            || shared.stop.load(Ordering::Relaxed)
+            || shared.cancel.load(Ordering::Relaxed)
+            || Instant::now() >= shared.options.deadline
     }
 
     /// Share of this search that is over, by iterations where they are limited, else by time.
@@ -111,49 +118,48 @@ impl Worker<'_> {
         }
     }
 
-    fn run(&mut self, graph: &Graph<'_>) {
+    fn run(mut self, graph: &Graph<'_>) -> Option<Better> {
         // Annealing gains little where plans are long: constructions get most of the time there.
         let share = if graph.pairs > LONG { 0.8 } else { 0.2 };
-        let others = policies::search(graph, self, share);
-        anneal::anneal(graph, self, &others);
+        let others = policies::search(graph, &mut self, share);
+        anneal::anneal(graph, &mut self, &others);
+        self.best
     }
 }
 
-/// Searches from a plan that is known, and its makespan. `on_better` hears of each plan shorter than all
-/// before.
+/// Searches from a plan that is known. `on_better` hears of each plan shorter than all before; with a limit
+/// on iterations of the best one only, when all threads are done, so that it does not depend on the clock.
 pub(crate) fn search(
     graph: &Graph<'_>,
     options: SearchOptions,
-    start: Option<(&Plan, i64)>,
+    start: Option<Better>,
     on_better: &mut dyn FnMut(Better),
     cancel: &AtomicBool,
 ) {
-    let shared = Shared {
-        options,
-        begun: Instant::now(),
-        stop: AtomicBool::new(false),
-        best: AtomicI64::new(start.map_or(i64::MAX, |x| x.1)),
-        cancel,
-    };
+    let known = start.as_ref().map_or(i64::MAX, |x| x.makespan_ns);
+    let shared =
+        Shared { options, begun: Instant::now(), stop: AtomicBool::new(false), best: AtomicI64::new(known), cancel };
     let (sender, receiver) = mpsc::channel();
     std::thread::scope(|scope| {
+        let mut threads = Vec::new();
         for thread in 0..options.threads.max(1) as u64 {
             let rng = Pcg64Mcg::seed_from_u64(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(thread));
-            let best = start.map(|(plan, makespan)| (plan.clone(), makespan));
-            let mut worker = Worker { shared: &shared, better: sender.clone(), rng, best, evaluations: 0 };
-            scope.spawn(move || worker.run(graph));
+            let (better, best) = (sender.clone(), start.clone());
+            let worker = Worker { shared: &shared, better, rng, best, evaluations: 0, done: false };
+            threads.push(scope.spawn(move || worker.run(graph)));
         }
         drop(sender);
-        let mut heard = start.map_or(i64::MAX, |x| x.1);
-        loop {
-            match receiver.recv_timeout(Duration::from_millis(100)) {
-                Ok(better) if better.makespan_ns < heard => {
-                    heard = better.makespan_ns;
-                    on_better(better);
-                }
-                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+        let mut heard = known;
+        while let Ok(better) = receiver.recv() {
+            if better.makespan_ns < heard && options.iterations.is_none() {
+                heard = better.makespan_ns;
+                on_better(better);
             }
+        }
+        let bests =
+            threads.into_iter().filter_map(|thread| thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
+        if let Some(best) = bests.min_by_key(|x| x.makespan_ns).filter(|x| x.makespan_ns < heard) {
+            on_better(best);
         }
     });
 }

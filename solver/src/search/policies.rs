@@ -19,7 +19,7 @@ pub(super) fn search(graph: &Graph<'_>, worker: &mut Worker<'_>, share: f64) -> 
     let mut constructor = Constructor::new(graph);
     let mut grid = Policy::grid(devices).into_iter();
     let mut pool: Vec<(i64, Policy)> = Vec::new();
-    while worker.progress() < share && !worker.shared.stopped() {
+    while worker.progress() < share && !worker.stopped() {
         let policy = match grid.next() {
             Some(policy) => policy,
             None if pool.len() < POOL || worker.rng.random_range(0..4) == 0 => Policy::random(&mut worker.rng, devices),

@@ -34,11 +34,21 @@ pub struct SolveOptions {
     pub seed: u64,
     /// A schedule that is known already; used if it is legal.
     pub start: Option<Schedule>,
+    /// With this, the search of each thread ends after so many evaluations, and what depends on the clock
+    /// is left out of `auto`: if the time limit does not strike first, the same problem, seed and
+    /// iterations give the same schedule.
+    pub iterations: Option<u64>,
 }
 
 impl Default for SolveOptions {
     fn default() -> Self {
-        SolveOptions { method: Method::Auto, time_limit: Duration::from_secs(30), seed: 0, start: None }
+        SolveOptions {
+            method: Method::Auto,
+            time_limit: Duration::from_secs(30),
+            seed: 0,
+            start: None,
+            iterations: None,
+        }
     }
 }
 
@@ -105,7 +115,7 @@ impl Engine<'_> {
                         self.textbook(method);
                     }
                 }
-                if milp::size(self.problem).binaries <= MILP_BINARIES {
+                if self.options.iterations.is_none() && milp::size(self.problem).binaries <= MILP_BINARIES {
                     self.search(0.3);
                     self.milp();
                 }
@@ -206,18 +216,21 @@ impl Engine<'_> {
         }
         let deadline = self.record.begun() + self.options.time_limit.mul_f64(share);
         let (problem, graph) = (self.problem, self.graph);
-        let (seed, cancel) = (self.options.seed, self.record.cancel());
+        let (seed, iterations, cancel) = (self.options.seed, self.options.iterations, self.record.cancel());
         let deadline = deadline.min(self.record.deadline());
         self.record.part(Method::Search.name(), |record| {
             let mut evaluator = Evaluator::new(graph);
             let start = record.schedule().and_then(|x| Plan::from_order(graph, &Order::of(problem, x)).ok());
-            let start = start.and_then(|plan| Some((evaluator.run(graph, &plan, true).ok()?, plan)));
+            let start = start.and_then(|plan| {
+                let makespan_ns = evaluator.run(graph, &plan, true).ok()?;
+                Some(search::Better { plan, makespan_ns, part: Method::Search.name() })
+            });
             let target_ns = record.bound_ns();
-            let options = SearchOptions { threads: THREADS, seed, deadline, iterations: None, target_ns };
+            let options = SearchOptions { threads: THREADS, seed, deadline, iterations, target_ns };
             let mut on_better = |better: search::Better| {
                 offer(record, graph, &mut evaluator, &better.plan, better.makespan_ns, better.part);
             };
-            search::search(graph, options, start.as_ref().map(|x| (&x.1, x.0)), &mut on_better, cancel);
+            search::search(graph, options, start, &mut on_better, cancel);
             None
         });
     }
