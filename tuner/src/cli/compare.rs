@@ -99,7 +99,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
         }
         if !fits {
             let started = Instant::now();
-            let options = SolveOptions { method, time_limit: args.time_limit, seed: args.seed, start: None };
+            let options =
+                SolveOptions { method, time_limit: args.time_limit, seed: args.seed, ..SolveOptions::default() };
             let solution = solve(&problem, &options, &mut |_| {}, cancel)?;
             bound_ns = bound_ns.max(solution.bound_ns);
             let suffix = if method.is_textbook() { " + offload" } else { "" };
