@@ -144,9 +144,11 @@ pub struct ThreadsError {
 ///
 /// candle has two ways of going parallel. A matrix product asks the environment for
 /// `RAYON_NUM_THREADS` each time (without it, it counts the cores by reading `/proc/cpuinfo`, each
-/// time) and with 1 runs on the calling thread; elementwise and reducing operations use one pool for
-/// the process, made at the first use with `CANDLE_NUM_THREADS` (or else `RAYON_NUM_THREADS`) minus 1
-/// helpers. Running an operation inside a rayon pool of one thread would bind only the first. So the
+/// time) and with 1 runs on the calling thread. Elementwise operations on 65,536 numbers and more use
+/// one pool for the process, made at the first use with `CANDLE_NUM_THREADS` (or else
+/// `RAYON_NUM_THREADS`) minus 1 helpers; with any helper, all callers queue for it behind one lock, so
+/// that devices would wait for each other. Running an operation inside a rayon pool of one thread
+/// would bind only the matrix product. So the
 /// environment it is.
 ///
 /// # Errors

@@ -9,6 +9,7 @@
 //! | [`backend`] | what a backend can do; choosing one |
 //! | [`cpu`] | the backend of this machine's processor |
 //! | [`cuda`] | which NVIDIA devices there are |
+//! | [`gradient`] | sums over microbatches, in place |
 //! | [`alloc`] | a counting global allocator |
 //!
 //! This is the one crate of OptPipe with `unsafe` code.
@@ -20,3 +21,4 @@ pub mod budget;
 pub mod copy;
 pub mod cpu;
 pub mod cuda;
+pub mod gradient;

@@ -120,15 +120,16 @@ pub fn calibrate(
     let devices = backend.devices();
     let [offload] = bench.links("offload", |bench, size| Ok([bench.offloads(0, size)?]))?;
     let [reload] = bench.links("reload", |bench, size| Ok([bench.reloads(0, size)?]))?;
-    let [offload_duplex, reload_duplex] =
-        bench.links("offload and reload at once", |bench, size| Ok([bench.offloads(0, size)?, bench.reloads(0, size)?]))?;
+    let [offload_duplex, reload_duplex] = bench
+        .links("offload and reload at once", |bench, size| Ok([bench.offloads(0, size)?, bench.reloads(0, size)?]))?;
     let (mut offload_neighbour, mut reload_neighbour) = (None, None);
     if devices.len() > 1 {
-        let [own, _] =
-            bench.links("offload beside a neighbour", |bench, size| Ok([bench.offloads(0, size)?, bench.offloads(1, size)?]))?;
+        let [own, _] = bench.links("offload beside a neighbour", |bench, size| {
+            Ok([bench.offloads(0, size)?, bench.offloads(1, size)?])
+        })?;
         offload_neighbour = Some(own);
-        let [own, _] =
-            bench.links("reload beside a neighbour", |bench, size| Ok([bench.reloads(0, size)?, bench.reloads(1, size)?]))?;
+        let [own, _] = bench
+            .links("reload beside a neighbour", |bench, size| Ok([bench.reloads(0, size)?, bench.reloads(1, size)?]))?;
         reload_neighbour = Some(own);
     }
     let send = bench.send()?;
@@ -411,10 +412,8 @@ mod tests {
 
     #[test]
     fn a_failing_copy_ends_the_others() {
-        let works: Vec<Work<'_>> = vec![
-            Box::new(|| Ok(1_000_000)),
-            Box::new(|| Err(CopyError::Aborted("on purpose".to_owned()))),
-        ];
+        let works: Vec<Work<'_>> =
+            vec![Box::new(|| Ok(1_000_000)), Box::new(|| Err(CopyError::Aborted("on purpose".to_owned())))];
         let error = contend(&TimingOptions::default(), works, &AtomicBool::new(false)).unwrap_err();
         assert!(error.to_string().contains("on purpose"), "{error}");
     }

@@ -5,4 +5,5 @@ pub mod calibrate;
 pub mod layer;
 mod layers;
 pub mod model;
+pub mod profile;
 pub mod timing;

@@ -15,10 +15,8 @@ const ROUNDS: usize = 20;
 /// estimation of a location parameter", 1964) so that single disturbed points pull little. Latency is
 /// at least 0; where times do not grow with the bytes the bandwidth is [`UNBOUNDED`].
 pub fn fit(points: Vec<CopyPoint>) -> Link {
-    let measured: Vec<(f64, f64)> = points
-        .iter()
-        .map(|point| (point.bytes as f64, (point.time.median_ns as f64).max(1.0)))
-        .collect();
+    let measured: Vec<(f64, f64)> =
+        points.iter().map(|point| (point.bytes as f64, (point.time.median_ns as f64).max(1.0))).collect();
     let mut weights = vec![1.0; measured.len()];
     let (mut latency, mut slope) = (0.0, 0.0);
     for _ in 0..ROUNDS {
@@ -84,14 +82,8 @@ mod tests {
     use super::*;
 
     fn points(times: impl IntoIterator<Item = (u64, f64)>) -> Vec<CopyPoint> {
-        let sample = |ns: f64| Sample {
-            median_ns: ns.round() as u64,
-            mad_ns: 0,
-            p05_ns: 0,
-            p95_ns: 0,
-            count: 1,
-            stable: true,
-        };
+        let sample =
+            |ns: f64| Sample { median_ns: ns.round() as u64, mad_ns: 0, p05_ns: 0, p95_ns: 0, count: 1, stable: true };
         times.into_iter().map(|(bytes, ns)| CopyPoint { bytes, time: sample(ns) }).collect()
     }
 

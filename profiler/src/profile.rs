@@ -1,0 +1,329 @@
+//! Profiling: what the layers of a model take, in time and in memory.
+//!
+//! Layers of equal shape are measured once: the embedding, one block for all blocks, the head.
+//!
+//! **Memory** is taken first, in a run with nothing else going on. What a forward saves, what of it
+//! can be offloaded and what a backward_input leaves are counted from the real tensors; the workspace
+//! comes from the counting allocator ([`optpipe_kernels::alloc`]). A device holds, while an operation
+//! runs, what the schedule counts as `activation`, the operation's input and output, and temporaries.
+//! `workspace` is the most of that beyond `activation`, over the three operations.
+//!
+//! **Times** come from the three operations in the order in which a pipeline runs them, each on fresh
+//! tensors. A backward_weight is taken with the summing of its gradients, as it runs in a pipeline.
+//! Devices of the CPU backend share the processor's memory bandwidth, its caches, its clock and, if there are
+//! more devices than cores, its cores. So while device 0 is measured, the other devices' threads go
+//! through the same three operations on layers and tensors of their own, from before the first sample
+//! until after the last ([`ProfileOptions::concurrent`]). A program that runs one thread a device
+//! also has to keep tensor operations on their own thread: see [`optpipe_kernels::cpu::init_threads`].
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use optpipe_configs::job::{Job, Precision};
+use optpipe_configs::model::Model;
+use optpipe_configs::profile::{LayerBytes, LayerKind, LayerProfile, Profile};
+use optpipe_kernels::alloc::{self, Usage};
+use optpipe_kernels::backend::Backend;
+use optpipe_kernels::gradient::accumulate;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
+
+use crate::layer::{Layer, Microbatch, Saved, WeightContext};
+use crate::model::{BuildOptions, build_layer};
+use crate::timing::{Collector, Timing, TimingOptions, nanoseconds};
+
+/// How to measure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProfileOptions {
+    /// For each layer kind; its three operations are sampled together, until all three are settled.
+    pub timing: TimingOptions,
+    /// Devices that compute while device 0 is measured, itself included. `None`: all of the job's.
+    pub concurrent: Option<usize>,
+}
+
+impl Default for ProfileOptions {
+    fn default() -> Self {
+        let timing =
+            TimingOptions { time_limit: Duration::from_secs(6), uncertainty: 0.015, ..TimingOptions::default() };
+        ProfileOptions { timing, concurrent: None }
+    }
+}
+
+/// Why there is no profile.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// The caller's flag was set.
+    #[error("profiling was cancelled")]
+    Cancelled,
+    /// The program's allocations are not counted.
+    #[error(
+        "profiling cannot measure memory: the program does not have optpipe_kernels::alloc::Counting as its global allocator"
+    )]
+    NotCounting,
+    /// A layer cannot be built or run.
+    #[error("profiling the {layer}: {source}")]
+    Layer {
+        /// Which layer.
+        layer: &'static str,
+        /// What candle reports.
+        source: candle_core::Error,
+    },
+    /// A thread could not be started, or died.
+    #[error("profiling: a measuring thread failed: {0}")]
+    Thread(String),
+}
+
+/// Measures the layers of a model at a job's batch and precision. `progress` hears what is being
+/// measured, and of measurements that did not settle.
+///
+/// # Errors
+/// [`ProfileError`]; cancelling takes effect within one pass through a layer.
+pub fn profile(
+    model: &Model,
+    job: &Job,
+    backend: &dyn Backend,
+    options: &ProfileOptions,
+    progress: &mut dyn FnMut(&str),
+    cancel: &AtomicBool,
+) -> Result<Profile, ProfileError> {
+    let began = Instant::now();
+    if !alloc::installed() {
+        return Err(ProfileError::NotCounting);
+    }
+    let kinds = [
+        (LayerKind::Embedding, "embedding", 0, 1),
+        (LayerKind::Block, "block", 1, model.layers),
+        (LayerKind::Head, "head", model.layers + 1, 1),
+    ];
+    let mut layers = Vec::new();
+    for (kind, name, index, count) in kinds.into_iter().filter(|kind| kind.3 > 0) {
+        let failed = |source| ProfileError::Layer { layer: name, source };
+        let subject = Subject { model, job, backend, index };
+        progress(&format!("profiling: memory of the {name}"));
+        check(cancel)?;
+        let (bytes, parameters) = subject.memory().map_err(failed)?;
+        progress(&format!("profiling: times of the {name}"));
+        let times = subject.times(options, cancel, name)?;
+        for (operation, timing) in ["forward", "backward_input", "backward_weight"].iter().zip(&times) {
+            if !timing.sample.stable {
+                progress(&format!("profiling: {operation} of the {name} did not settle: {}", timing.verdict));
+            }
+        }
+        let [forward, backward_input, backward_weight] = times.map(|timing| timing.sample);
+        layers.push(LayerProfile { kind, count, forward, backward_input, backward_weight, bytes, parameters });
+    }
+    Ok(Profile {
+        version: 1,
+        model: model.name.clone(),
+        backend: backend.kind().to_string(),
+        precision: job.precision.name().to_owned(),
+        sequence_length: job.batch.sequence_length,
+        microbatch_size: job.batch.microbatch_size,
+        clock: backend.clock().to_owned(),
+        layers,
+        cost_ns: nanoseconds(began.elapsed()),
+    })
+}
+
+fn check(cancel: &AtomicBool) -> Result<(), ProfileError> {
+    if cancel.load(Ordering::Relaxed) { Err(ProfileError::Cancelled) } else { Ok(()) }
+}
+
+/// What is measured: layer `index` of a model.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    model: &'a Model,
+    job: &'a Job,
+    backend: &'a dyn Backend,
+    index: usize,
+}
+
+/// A layer of one device with inputs of its own.
+struct Rig {
+    layer: Box<dyn Layer>,
+    microbatch: Microbatch,
+    input: Tensor,
+    /// Of the output: `None` for a head, whose output is the loss.
+    gradient: Option<Tensor>,
+    /// Sums of the parameters' gradients.
+    sums: Vec<Tensor>,
+}
+
+impl Subject<'_> {
+    fn rig(&self, device: usize) -> candle_core::Result<Rig> {
+        let (batch, model) = (&self.job.batch, self.model);
+        let place = self.backend.device(device);
+        let dtype = match self.job.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        let seed = self.job.solver.seed.wrapping_add(device as u64);
+        let layer = build_layer(model, self.index, &BuildOptions { dtype, seed, device: place.clone() })?;
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let shape = (batch.microbatch_size, batch.sequence_length);
+        let mut tokens = || {
+            let count = shape.0 * shape.1;
+            let vocabulary = u32::try_from(model.vocabulary).unwrap_or(u32::MAX).max(1);
+            let tokens: Vec<u32> = (0..count).map(|_| rng.random_range(0..vocabulary)).collect();
+            Tensor::from_vec(tokens, shape, place)
+        };
+        let microbatch = Microbatch { tokens: tokens()?, targets: tokens()? };
+        let hidden = (shape.0, shape.1, model.hidden);
+        let input = if self.index == 0 {
+            Tensor::zeros((), dtype, place)?
+        } else {
+            uniform(&mut rng, hidden, place)?.to_dtype(dtype)?
+        };
+        let gradient = if self.index == model.layers + 1 {
+            None
+        } else {
+            Some((uniform(&mut rng, hidden, place)? * 1e-3)?.to_dtype(dtype)?)
+        };
+        let sums = layer.parameters().into_iter().map(|p| Tensor::zeros(p.shape(), DType::F32, place));
+        let sums = sums.collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Rig { layer, microbatch, input, gradient, sums })
+    }
+
+    /// Bytes, and parameters of the layer.
+    fn memory(&self) -> candle_core::Result<(LayerBytes, u64)> {
+        let rig = self.rig(0)?;
+        // What is made once for all (tables, pools) is no part of an operation's memory.
+        rig.pass(|_, _| ())?;
+        let input_bytes = bytes_of(&rig.input);
+        let (forward, in_forward) = alloc::measure(|| rig.forward());
+        let (output, saved) = forward?;
+        let gradient = rig.gradient_of(&output)?;
+        let (output_bytes, saved_bytes) = (bytes_of(&output), saved.bytes());
+        let offloadable = saved.offloadable_bytes();
+        drop(output);
+        let (backward, in_backward_input) = alloc::measure(|| rig.backward_input(saved, &gradient));
+        let (by_input, context) = backward?;
+        drop(by_input);
+        let weight_context = context.bytes();
+        let (summed, in_backward_weight) = alloc::measure(|| rig.backward_weight(context));
+        summed?;
+        let activation = saved_bytes.max(weight_context);
+        let peak = |usage: Option<Usage>| usage.map_or(0, |usage| usage.peak_bytes);
+        // What lived before each operation on its behalf, and what it allocated on top.
+        let most = [
+            input_bytes + peak(in_forward),
+            saved_bytes + bytes_of(&gradient) + peak(in_backward_input),
+            weight_context + peak(in_backward_weight),
+        ];
+        let workspace = most.into_iter().max().unwrap_or(0).saturating_sub(activation);
+        let parameters = rig.layer.parameters().iter().map(|p| p.elem_count() as u64).sum();
+        Ok((LayerBytes { activation, weight_context, offloadable, output: output_bytes, workspace }, parameters))
+    }
+
+    /// Times of forward, backward_input and backward_weight on device 0 while the others compute, too.
+    fn times(
+        &self,
+        options: &ProfileOptions,
+        cancel: &AtomicBool,
+        name: &'static str,
+    ) -> Result<[Timing; 3], ProfileError> {
+        let failed = |source| ProfileError::Layer { layer: name, source };
+        let others = options.concurrent.unwrap_or(self.job.pipeline.devices).max(1) - 1;
+        let (over, ready) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let load = |device: usize| {
+            // Ready in any case: an error ends the measurement by itself, waiting would not.
+            let rig = self.rig(device).and_then(|rig| rig.pass(|_, _| ()).map(|()| rig));
+            ready.fetch_add(1, Ordering::SeqCst);
+            let rig = rig?;
+            while !over.load(Ordering::Relaxed) {
+                rig.pass(|_, _| ())?;
+            }
+            candle_core::Result::Ok(())
+        };
+        let measured = || {
+            let rig = self.rig(0).map_err(failed)?;
+            let mut collectors = [(); 3].map(|()| Collector::new(&options.timing));
+            while ready.load(Ordering::SeqCst) < others {
+                check(cancel)?;
+                rig.pass(|_, _| ()).map_err(failed)?;
+            }
+            while !collectors.iter().all(Collector::done) {
+                check(cancel)?;
+                let begin = Instant::now();
+                let mut times = [0; 3];
+                rig.pass(|operation, ns| times[operation] = ns).map_err(failed)?;
+                let cost = nanoseconds(begin.elapsed());
+                for (collector, ns) in collectors.iter_mut().zip(times) {
+                    collector.push(ns, cost);
+                }
+            }
+            Ok(collectors.map(|collector| collector.finish()))
+        };
+        thread::scope(|scope| {
+            let mut threads = Vec::new();
+            let mut started = Ok(());
+            for device in 1..=others {
+                let builder = thread::Builder::new().name(format!("profile-{device}"));
+                match builder.spawn_scoped(scope, move || load(device)) {
+                    Ok(thread) => threads.push(thread),
+                    Err(e) => started = Err(ProfileError::Thread(e.to_string())),
+                }
+            }
+            let times = started.and_then(|()| measured());
+            over.store(true, Ordering::Relaxed);
+            for thread in threads {
+                let result = thread.join().map_err(|_| ProfileError::Thread("it panicked".to_owned()))?;
+                result.map_err(failed)?;
+            }
+            times
+        })
+    }
+}
+
+impl Rig {
+    /// One pass through the three operations; `timed` gets the number of each (0, 1, 2) and its ns.
+    fn pass(&self, mut timed: impl FnMut(usize, u64)) -> candle_core::Result<()> {
+        let start = Instant::now();
+        let (output, saved) = self.forward()?;
+        timed(0, nanoseconds(start.elapsed()));
+        let gradient = self.gradient_of(&output)?;
+        drop(output);
+        let start = Instant::now();
+        let (by_input, context) = self.backward_input(saved, &gradient)?;
+        timed(1, nanoseconds(start.elapsed()));
+        drop((by_input, gradient));
+        let start = Instant::now();
+        self.backward_weight(context)?;
+        timed(2, nanoseconds(start.elapsed()));
+        Ok(())
+    }
+
+    fn forward(&self) -> candle_core::Result<(Tensor, Saved)> {
+        self.layer.forward(&self.input, &self.microbatch)
+    }
+
+    /// The gradient of the loss by the output: 1 if the output is the loss.
+    fn gradient_of(&self, output: &Tensor) -> candle_core::Result<Tensor> {
+        self.gradient.clone().map_or_else(|| output.ones_like(), Ok)
+    }
+
+    fn backward_input(&self, saved: Saved, gradient: &Tensor) -> candle_core::Result<(Option<Tensor>, WeightContext)> {
+        self.layer.backward_input(saved, gradient, &self.microbatch)
+    }
+
+    fn backward_weight(&self, context: WeightContext) -> candle_core::Result<()> {
+        let gradients = self.layer.backward_weight(context, &self.microbatch)?;
+        self.sums.iter().zip(&gradients).try_for_each(|(sum, gradient)| accumulate(sum, gradient, false))
+    }
+}
+
+/// Numbers between -1 and 1.
+fn uniform(rng: &mut Pcg64, shape: (usize, usize, usize), device: &Device) -> candle_core::Result<Tensor> {
+    let numbers: Vec<f32> = (0..shape.0 * shape.1 * shape.2).map(|_| 2.0 * rng.random::<f32>() - 1.0).collect();
+    Tensor::from_vec(numbers, shape, device)
+}
+
+fn bytes_of(tensor: &Tensor) -> u64 {
+    (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
+}
+
+#[cfg(test)]
+#[path = "profile_tests.rs"]
+mod tests;
