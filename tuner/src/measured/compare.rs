@@ -183,3 +183,79 @@ fn unsigned(x: i64) -> u64 {
 fn ratio(measured: u64, predicted: u64) -> Option<f64> {
     (predicted > 0).then(|| measured as f64 / predicted as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use optpipe_solver::method::Method;
+    use optpipe_solver::problem::{Sizes, Times};
+    use optpipe_solver::schedule::Op;
+    use optpipe_solver::textbook;
+
+    use super::*;
+    use crate::measured::collect;
+    use crate::runner::StepRecord;
+
+    fn problem() -> Problem {
+        Problem {
+            devices: 2,
+            placement: vec![0, 1],
+            microbatches: 3,
+            split_backward: true,
+            time_ns: Times {
+                forward: vec![100, 200],
+                backward_input: vec![120, 90],
+                backward_weight: vec![70, 0],
+                send_forward: vec![10],
+                send_backward: vec![10],
+                offload: vec![50, 50],
+                reload: vec![50, 50],
+            },
+            bytes: Sizes {
+                activation: vec![8, 8],
+                weight_context: vec![4, 4],
+                offloadable: vec![8, 8],
+                r#static: vec![1, 2],
+                capacity: vec![24, 24],
+            },
+            offload_channel: vec![0, 1],
+            reload_channel: vec![2, 3],
+        }
+    }
+
+    /// The schedule as if it had run with every time multiplied.
+    fn ran(problem: &Problem, schedule: &Schedule, factor: u64) -> Measured {
+        let ops = schedule.ops.iter().flatten().map(|x| {
+            let (start, length) = (x.start_ns as u64 * factor, problem.duration(x.op, x.stage) as u64 * factor);
+            (Op { kind: x.op, stage: x.stage, microbatch: x.microbatch }, start, start + length)
+        });
+        let step_ns = schedule.makespan_ns as u64 * factor;
+        let record = StepRecord { ops: ops.collect(), step_ns, loss: 1.0, offloaded_bytes: 0 };
+        let peaks = check(problem, schedule).peak_bytes.into_iter().map(unsigned).collect();
+        collect("cpu".to_owned(), problem, &[record.clone(), record], &[7, 7], vec![1.0; 2], peaks)
+    }
+
+    #[test]
+    fn a_run_as_predicted_is_told_from_one_twice_as_slow() {
+        let problem = problem();
+        let schedule = textbook::schedule(&problem, Method::OneFOneB).unwrap();
+        let same = compare(&problem, &schedule, &ran(&problem, &schedule, 1));
+        assert_eq!((same.step_ratio, same.compute_error), (Some(1.0), 0.0));
+        assert_eq!(same.replayed_step_ns, Some(same.predicted_step_ns));
+        assert!(same.kinds.iter().all(|x| x.count == 3 && x.measured_ns == x.predicted_ns));
+        for device in &same.devices {
+            assert_eq!(device.predicted_peak_bytes, device.measured_peak_bytes);
+            assert_eq!(device.predicted_busy_ns, device.measured_busy_ns);
+        }
+
+        let slow = compare(&problem, &schedule, &ran(&problem, &schedule, 2));
+        assert_eq!((slow.step_ratio, slow.compute_error), (Some(2.0), 1.0));
+        // The W of stage 1 takes no time: there is no ratio to 0.
+        let nothing = |x: &OpKind, stage| *x == OpKind::W && stage == 1;
+        assert!(slow.kinds.iter().all(|x| x.ratio == if nothing(&x.op, x.stage) { None } else { Some(2.0) }));
+        assert_eq!(slow.worst[0].predicted_ns, 200);
+        // Sends are still predicted, so that the replay falls short of the step by what they took longer.
+        assert!(slow.replayed_step_ns.unwrap() < slow.measured_step_ns);
+        assert!(slow.replayed_step_ns.unwrap() > slow.predicted_step_ns);
+    }
+}

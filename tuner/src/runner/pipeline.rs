@@ -218,11 +218,6 @@ impl Pipeline {
     pub fn reset_peaks(&self) {
         self.shared.ledgers.iter().for_each(Ledger::reset_peak);
     }
-
-    /// The device of an op.
-    pub fn device_of(&self, op: Op) -> usize {
-        self.shared.problem.placement[op.stage]
-    }
 }
 
 impl Drop for Pipeline {
