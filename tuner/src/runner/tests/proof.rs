@@ -66,7 +66,9 @@ fn prove(model: &Model, split: &[usize], problem: &Problem, order: &Order, optim
                 assert!(off <= TOLERANCE, "step {step}: layer {layer}, {}: off by {off:e}", gradient.name);
             }
         }
-        assert_eq!(record.offloaded_bytes > 0, report.offloaded > 0);
+        // An embedding alone saves nothing: its offloads copy nothing.
+        let planned = report.offloaded_bytes as u64;
+        assert!(record.offloaded_bytes <= planned && (record.offloaded_bytes > 0) == (planned > 0));
         pipeline.optimize(&never).unwrap();
         reference.optimize(&expected, plan.learning_rate);
     }
