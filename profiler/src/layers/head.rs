@@ -37,8 +37,8 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// The blocks of the vocabulary for so many tokens: first row of the projection's matrix and its rows,
-    /// wide on the CPU, whose products would widen the whole matrix for each block otherwise.
+    /// The blocks of the vocabulary for so many tokens: the first token and the rows of the projection's
+    /// matrix.
     fn blocks(&self, rows: usize) -> Result<Vec<(usize, Tensor)>> {
         let vocabulary = self.projection.dim(0)?;
         let size = (self.block_logits / rows.max(1)).clamp(1, vocabulary.max(1));
