@@ -9,6 +9,7 @@ use optpipe_configs::model::Model;
 use optpipe_configs::profile::Profile;
 use optpipe_kernels::backend::{self, Backend, BackendError, BackendKind};
 use optpipe_profiler::calibrate::{self, CalibrateError, CalibrateOptions};
+use optpipe_profiler::profile::{self, ProfileError, ProfileOptions};
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::Schedule;
 
@@ -157,6 +158,10 @@ pub fn profile(
     progress: &Progress,
     cancel: &AtomicBool,
 ) -> Result<Profile> {
-    let _ = (backend, job, model, progress, cancel);
-    Err(Error::failed("profiling is not wired yet"))
+    let mut on_progress = |what: &str| progress.update(&format!("profiling: {what}"));
+    let options = ProfileOptions::default();
+    profile::profile(model, job, backend, &options, &mut on_progress, cancel).map_err(|e| match e {
+        ProfileError::Cancelled => Error::Interrupted(String::new()),
+        other => Error::failed(other.to_string()),
+    })
 }
