@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{optpipe, stderr, stdout, tiny_job};
+use support::{data, optpipe, stderr, stdout, tiny_job};
 
 const FILES: [&str; 10] = [
     "hardware.yaml",
@@ -28,6 +28,12 @@ fn assert_complete(out: &Path) {
     optpipe().arg("check").arg(out.join("problem.yaml")).arg(out.join("schedule.yaml")).assert().success();
 }
 
+/// Measurements of the tiny model, for tests that are not about measuring.
+fn measured() -> [std::ffi::OsString; 4] {
+    let (hardware, profile) = (data("tiny/hardware.yaml"), data("tiny/profile.yaml"));
+    ["--hardware".into(), hardware.into(), "--profile".into(), profile.into()]
+}
+
 fn start(job: &Path, out: &Path, more: &[&str]) -> Child {
     std::process::Command::new(env!("CARGO_BIN_EXE_optpipe"))
         .arg("tune")
@@ -35,6 +41,7 @@ fn start(job: &Path, out: &Path, more: &[&str]) -> Child {
         .arg("--out")
         .arg(out)
         .args(more)
+        .args(measured())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -126,7 +133,7 @@ fn a_killed_tune_resumes() {
     std::thread::sleep(Duration::from_millis(u64::from(std::process::id() % 700)));
     child.kill().expect("a child");
     child.wait().expect("a child");
-    optpipe().arg("tune").arg(&job).arg("--out").arg(&out).arg("--resume").assert().success();
+    optpipe().arg("tune").arg(&job).arg("--out").arg(&out).arg("--resume").args(measured()).assert().success();
     assert_complete(&out);
     let leftovers = std::fs::read_dir(&out)
         .expect("a folder")
@@ -158,7 +165,9 @@ fn ctrl_c_keeps_the_best_and_a_second_tune_is_refused_meanwhile() {
 fn too_little_memory_exits_with_3_and_says_how_much_would_do() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let job = tiny_job(folder.path(), "memory_limit: 300KiB\n");
-    let output = optpipe().arg("tune").arg(&job).arg("--out").arg(folder.path().join("out")).output().expect("runs");
+    let mut command = optpipe();
+    command.arg("tune").arg(&job).arg("--out").arg(folder.path().join("out")).args(measured());
+    let output = command.output().expect("runs");
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     let text = stderr(&output);
     assert!(text.contains("lacks") && text.contains("hint: ") && text.contains("memory_limit to at least"), "{text}");

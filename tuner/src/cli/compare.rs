@@ -105,7 +105,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
             bound_ns = bound_ns.max(solution.bound_ns);
             let suffix = if method.is_textbook() { " + offload" } else { "" };
             // A textbook order that does not fit even so is answered with another method's schedule.
-            let note = solution.parts.iter().find(|part| part.name == method.name()).and_then(|part| part.note.as_ref());
+            let note =
+                solution.parts.iter().find(|part| part.name == method.name()).and_then(|part| part.note.as_ref());
             let note = note.map(|note| format!("{method}{suffix}: {note}"));
             let found = note.is_none().then(|| judge(&problem, &solution.schedule));
             rows.push(Row { method: format!("{method}{suffix}"), found, solve_ns: nanoseconds(started), note });

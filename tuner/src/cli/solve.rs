@@ -84,12 +84,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let cancel = interrupt::install();
     progress.phase(&format!("solving, at most {}", text::duration(args.time_limit.as_nanos() as i64)));
-    let options = SolveOptions {
-        method: args.method,
-        time_limit: args.time_limit,
-        seed: args.seed,
-        ..SolveOptions::default()
-    };
+    let options =
+        SolveOptions { method: args.method, time_limit: args.time_limit, seed: args.seed, ..SolveOptions::default() };
     let mut on_event = |event: &Event| progress.update(&format!("solving: {event}"));
     let solution = solve(&input.problem, &options, &mut on_event, cancel)?;
     progress.done();

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use optpipe_configs::file;
+
 use super::input;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -17,7 +19,8 @@ use crate::{table, text};
 #[command(after_help = "\
 The folder then holds schedule.yaml (the best measured schedule), problem.yaml, hardware.yaml,
 profile.yaml, summary.yaml, trace.json (ui.perfetto.dev), timeline.svg and rounds/NN/.
-Ctrl-C stops after writing the best so far; --resume goes on after that, or after a crash.
+Ctrl-C stops after writing the best so far; --resume goes on after that, or after a crash, with what
+the folder holds.
 
 Example:
   optpipe init -o job.yaml
@@ -28,6 +31,12 @@ pub(super) struct Args {
     /// Output folder
     #[arg(long, short)]
     out: PathBuf,
+    /// A profile.yaml of this job to use instead of profiling
+    #[arg(long)]
+    profile: Option<PathBuf>,
+    /// A hardware.yaml to use instead of calibrating; goes before the job's
+    #[arg(long)]
+    hardware: Option<PathBuf>,
     /// Go on with the tune that the folder holds
     #[arg(long, conflicts_with = "force")]
     resume: bool,
@@ -43,7 +52,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let (job, model, hardware) = input::job(&args.job)?;
+    let (job, model, named) = input::job(&args.job)?;
+    let hardware = match &args.hardware {
+        Some(path) => Some(file::read_checked(path)?),
+        None => named,
+    };
+    let profile = args.profile.as_deref().map(file::read_checked).transpose()?;
     let earlier = match (args.resume, args.force) {
         (true, _) => Earlier::Resume,
         (_, true) => Earlier::Replace,
@@ -58,6 +72,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         job: &job,
         model: &model,
         hardware,
+        profile,
         folder: &folder,
         machine: &mut machine,
         progress: &progress,

@@ -140,7 +140,7 @@ impl Machine for Local<'_> {
 /// # Errors
 /// What the calibration reports.
 pub fn calibrate(backend: &dyn Backend, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
-    let mut on_progress = |what: &str| progress.update(&format!("calibrating: {what}"));
+    let mut on_progress = |what: &str| progress.update(what);
     calibrate::calibrate(backend, &CalibrateOptions::default(), &mut on_progress, cancel).map_err(|e| match e {
         CalibrateError::Cancelled => Error::Interrupted(String::new()),
         other => Error::failed(other.to_string()),
@@ -158,7 +158,7 @@ pub fn profile(
     progress: &Progress,
     cancel: &AtomicBool,
 ) -> Result<Profile> {
-    let mut on_progress = |what: &str| progress.update(&format!("profiling: {what}"));
+    let mut on_progress = |what: &str| progress.update(what);
     let options = ProfileOptions::default();
     profile::profile(model, job, backend, &options, &mut on_progress, cancel).map_err(|e| match e {
         ProfileError::Cancelled => Error::Interrupted(String::new()),

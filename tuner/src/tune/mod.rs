@@ -51,6 +51,8 @@ pub struct Tuning<'a> {
     pub model: &'a Model,
     /// Hardware given instead of a calibration.
     pub hardware: Option<Hardware>,
+    /// A profile given instead of profiling.
+    pub profile: Option<Profile>,
     /// Where everything is written.
     pub folder: &'a Folder,
     /// What measures and runs.
@@ -129,8 +131,13 @@ impl Tuning<'_> {
         if let Some(found) = self.folder.read("profile.yaml")? {
             return Ok(found);
         }
-        self.progress.phase("profiling: layers of the model");
-        let profile = self.machine.profile(self.job, self.model, self.progress, self.cancel)?;
+        let profile = match self.profile.take() {
+            Some(given) => given,
+            None => {
+                self.progress.phase("profiling: layers of the model");
+                self.machine.profile(self.job, self.model, self.progress, self.cancel)?
+            }
+        };
         self.folder.write("profile.yaml", &profile)?;
         for warning in unstable(&profile) {
             self.progress.warn(&warning);
@@ -227,7 +234,12 @@ impl Tuning<'_> {
         let mut on_event = |event: &optpipe_solver::solve::Event| {
             self.progress.update(&format!("round {number}: solving, {event}"));
         };
-        Ok(solve(problem, &options, &mut on_event, self.cancel)?)
+        let mut solution = solve(problem, &options, &mut on_event, self.cancel)?;
+        // Where nothing beat the schedule that the solver started from, what found that one is the answer.
+        if let Some(best) = best.filter(|_| solution.method == "start") {
+            solution.method.clone_from(&best.round.method);
+        }
+        Ok(solution)
     }
 
     fn schedule_file(&self, plan: &Plan, solution: &Solution) -> ScheduleFile {

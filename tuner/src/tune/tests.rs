@@ -181,7 +181,7 @@ fn profiled_problem() -> Problem {
 fn tune(root: &Path, job: &Job, model: &Model, machine: &mut MadeUp<'_>, cancel: &AtomicBool) -> Result<Summary> {
     let folder = Folder::open(root, job, model, Earlier::Resume)?;
     let progress = Progress::new(true);
-    Tuning { job, model, hardware: None, folder: &folder, machine, progress: &progress, cancel }.run()
+    Tuning { job, model, hardware: None, profile: None, folder: &folder, machine, progress: &progress, cancel }.run()
 }
 
 /// What must not depend on the wall clock.
