@@ -2,8 +2,10 @@
 //! CPU backend are ordinary allocations, so this measures the memory of an operation, temporaries
 //! included, exactly.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use crate::reuse::Reusing;
 
 // The counters are the process's, as the global allocator is. Signed: memory from before the first
 // count may be freed after it.
@@ -18,11 +20,11 @@ static INSTALLED: AtomicBool = AtomicBool::new(false);
 /// # assert!(optpipe_kernels::alloc::installed());
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Counting<A = System>(A);
+pub struct Counting<A = Reusing>(A);
 
-impl Counting<System> {
-    /// Counts the system's allocator.
-    pub const SYSTEM: Counting<System> = Counting(System);
+impl Counting {
+    /// Counts the system's allocator, large blocks of which are kept for later ([`Reusing`]).
+    pub const SYSTEM: Counting = Counting(Reusing);
 }
 
 impl<A> Counting<A> {

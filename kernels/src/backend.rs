@@ -127,8 +127,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// as fast as the later ones.
     fn prepare_host(&self, sizes: &[usize]);
 
-    /// Gives the host buffers that nothing uses back to the system. A backend without a pool has none.
-    fn trim_host(&self) {}
+    /// Gives memory that is only kept for later use back to the system. A backend without has none.
+    fn trim(&self) {}
 }
 
 /// A backend with `devices` devices.

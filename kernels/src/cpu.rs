@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use crate::arena::{HostPool, HostTensor};
 use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo};
 use crate::copy::CopyError;
+use crate::reuse;
 
 /// The processor as `devices` devices.
 #[derive(Debug)]
@@ -101,8 +102,9 @@ impl Backend for CpuBackend {
         drop(buffers);
     }
 
-    fn trim_host(&self) {
+    fn trim(&self) {
         self.pool.trim();
+        reuse::release();
     }
 }
 

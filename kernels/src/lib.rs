@@ -10,6 +10,7 @@
 //! | [`cpu`] | the backend of this machine's processor |
 //! | [`cuda`] | which NVIDIA devices there are |
 //! | [`gradient`] | sums over microbatches, in place |
+//! | [`reuse`] | large blocks of memory, kept for the next use |
 //! | [`alloc`] | a counting global allocator |
 //!
 //! This is the one crate of OptPipe with `unsafe` code.
@@ -22,3 +23,4 @@ pub mod copy;
 pub mod cpu;
 pub mod cuda;
 pub mod gradient;
+pub mod reuse;

@@ -13,7 +13,8 @@
 //! Copies against each other run on threads of their own. A sample counts once every thread has
 //! copied, and a thread that has enough samples goes on copying until all have: the contention lasts
 //! as long as the measurement. Sources and destinations rotate through 32 MiB, so that small copies
-//! are not flattered by the caches.
+//! are not flattered by the caches; memory was written before it is timed, as it was in a pipeline from
+//! its second step on.
 //!
 //! Sending a tensor to the next device means, on the CPU backend, handing its pointer to the thread
 //! of that device: no bytes move. What is measured is the time from just before the send to the moment
@@ -94,8 +95,10 @@ impl From<candle_core::Error> for CalibrateError {
 
 type Result<T> = std::result::Result<T, CalibrateError>;
 
+type CopyResult<T> = std::result::Result<T, CopyError>;
+
 /// One copy, timed, ns; called again and again on a thread of its own.
-type Work<'a> = Box<dyn FnMut() -> std::result::Result<u64, CopyError> + Send + 'a>;
+type Work<'a> = Box<dyn FnMut() -> CopyResult<u64> + Send + 'a>;
 
 /// Measures the copies of a backend's devices. `progress` hears what is being measured.
 ///
@@ -133,7 +136,7 @@ pub fn calibrate(
         reload_neighbour = Some(own);
     }
     let send = bench.send()?;
-    backend.trim_host();
+    backend.trim();
     Ok(Hardware {
         version: 1,
         backend: backend.kind().to_string(),
@@ -192,12 +195,11 @@ impl<'a> Bench<'a> {
     fn offloads(&self, device: usize, size: usize) -> Result<Work<'a>> {
         let backend = self.backend;
         let mut tensors: VecDeque<Tensor> = self.tensors(device, size)?.into();
-        // As many host buffers as tensors: each goes back to the pool one rotation later.
-        let mut copies: VecDeque<HostTensor> = VecDeque::new();
+        // As many host buffers as tensors, all written before: each goes back to the pool one rotation
+        // later.
+        let mut copies = tensors.iter().map(|t| backend.offload(t)).collect::<CopyResult<VecDeque<HostTensor>>>()?;
         Ok(Box::new(move || {
-            if copies.len() >= tensors.len() {
-                drop(copies.pop_front());
-            }
+            drop(copies.pop_front());
             tensors.rotate_left(1);
             let start = Instant::now();
             let copy = backend.offload(&tensors[0])?;
@@ -210,15 +212,10 @@ impl<'a> Bench<'a> {
 
     fn reloads(&self, device: usize, size: usize) -> Result<Work<'a>> {
         let backend = self.backend;
-        let mut copies = VecDeque::new();
-        for tensor in self.tensors(device, size)? {
-            copies.push_back(backend.offload(&tensor)?);
-        }
-        let mut tensors: VecDeque<Tensor> = VecDeque::new();
+        let mut tensors: VecDeque<Tensor> = self.tensors(device, size)?.into();
+        let mut copies = tensors.iter().map(|t| backend.offload(t)).collect::<CopyResult<VecDeque<HostTensor>>>()?;
         Ok(Box::new(move || {
-            if tensors.len() >= copies.len() {
-                drop(tensors.pop_front());
-            }
+            drop(tensors.pop_front());
             copies.rotate_left(1);
             let start = Instant::now();
             let tensor = backend.reload(&copies[0], device)?;
