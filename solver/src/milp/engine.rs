@@ -61,20 +61,23 @@ pub(super) struct Limits<'a> {
 /// What the callback sees. It lives on the stack of `solve` while HiGHS runs.
 struct Watch<'a> {
     limits: &'a Limits<'a>,
-    report: &'a mut dyn FnMut(Report<'_>),
+    report: &'a mut dyn FnMut(Report<'_>) -> bool,
     columns: usize,
     thread: ThreadId,
     root_bound: Option<f64>,
     nodes: i64,
     failed: bool,
+    /// The report asked to stop.
+    enough: bool,
 }
 
-/// Solves a model, from a full warm start if there is one.
+/// Solves a model, from a full warm start if there is one. `report` hears of every bound and solution and
+/// returns whether to go on.
 pub(super) fn solve(
     statement: Statement,
     warm: Option<&[f64]>,
     limits: &Limits<'_>,
-    report: &mut dyn FnMut(Report<'_>),
+    report: &mut dyn FnMut(Report<'_>) -> bool,
 ) -> Result<Solved, MilpError> {
     static THREADS: OnceLock<i32> = OnceLock::new();
     let threads = *THREADS.get_or_init(|| i32::try_from(limits.threads.clamp(1, 256)).unwrap_or(1));
@@ -105,6 +108,7 @@ pub(super) fn solve(
         root_bound: None,
         nodes: 0,
         failed: false,
+        enough: false,
     };
     let data: *mut c_void = (&raw mut watch).cast();
     // SAFETY: the model outlives the call, and `watch` outlives the run below, after which the callback
@@ -201,11 +205,14 @@ unsafe extern "C" fn callback(
             let columns = improved.then(|| unsafe { std::slice::from_raw_parts(out.mip_solution, watch.columns) });
             let report = Report { bound, columns };
             // A panic must not cross into C++.
-            watch.failed = catch_unwind(AssertUnwindSafe(|| (watch.report)(report))).is_err();
+            match catch_unwind(AssertUnwindSafe(|| (watch.report)(report))) {
+                Ok(go_on) => watch.enough |= !go_on,
+                Err(_) => watch.failed = true,
+            }
         }
     }
     let limits = watch.limits;
-    if watch.failed || limits.cancel.load(Ordering::Relaxed) || Instant::now() >= limits.deadline {
+    if watch.failed || watch.enough || limits.cancel.load(Ordering::Relaxed) || Instant::now() >= limits.deadline {
         // SAFETY: valid during the call, or null.
         if let Some(back) = unsafe { back.as_mut() } {
             back.user_interrupt = 1;
