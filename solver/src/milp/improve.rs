@@ -182,6 +182,10 @@ impl Improvement<'_> {
             return Ok(Verdict::Refuted);
         };
         let program = Program::new(&network, at_least);
+        if program.contradiction {
+            self.refuted(scale, target, mode);
+            return Ok(Verdict::Refuted);
+        }
         if program.binaries > MOST_BINARIES {
             return Err(MilpError::TooLarge { binaries: program.binaries });
         }

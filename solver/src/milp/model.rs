@@ -121,6 +121,8 @@ pub(super) struct Program<'a> {
     /// Whether each unit is offloaded.
     pub(super) offload: Vec<Lit>,
     pub(super) binaries: usize,
+    /// What is fixed already breaks a row.
+    pub(super) contradiction: bool,
     /// For pairs of copies on one channel, in both directions: the first is before the second and both
     /// exist.
     pub(super) copy_order: HashMap<(usize, usize), Lit>,
@@ -144,6 +146,7 @@ impl<'a> Program<'a> {
             start: Vec::with_capacity(network.jobs.len()),
             offload: vec![Lit::Never; network.units.len()],
             binaries: 0,
+            contradiction: false,
             copy_order: HashMap::new(),
             arcs: Vec::new(),
             order: Vec::new(),
@@ -168,9 +171,10 @@ impl<'a> Program<'a> {
         (Statement { variables, rows, makespan }, Legend { network, columns, arcs })
     }
 
-    /// Adds the row `row >= 0`, unless it is empty.
+    /// Adds the row `row >= 0`, unless it has no variable: then it is true, or nothing meets the model.
     pub(super) fn at_least_zero(&mut self, row: Row) {
         if row.terms.is_empty() {
+            self.contradiction |= row.constant < -1e-6;
             return;
         }
         let mut sum = Expression::with_capacity(row.terms.len());

@@ -11,7 +11,7 @@ use crate::problem::{Problem, Sizes, Times};
 use crate::schedule::{Op, OpKind, Schedule};
 use crate::simulate::simulate;
 
-const OPTIONS: MilpOptions = MilpOptions { time_limit: Duration::from_secs(60), threads: 1 };
+const OPTIONS: MilpOptions = MilpOptions { time_limit: Duration::from_secs(20), threads: 1 };
 
 fn op(kind: OpKind, stage: usize, microbatch: usize) -> Op {
     Op { kind, stage, microbatch }
@@ -220,7 +220,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn proves_what_brute_force_finds(problem in tiny()) {
