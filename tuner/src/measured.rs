@@ -1,9 +1,11 @@
 //! `measured.yaml`: what a schedule took when it ran, and how that compares with what was predicted.
 
+use std::collections::BTreeMap;
+
 use optpipe_configs::profile::Sample;
 use optpipe_profiler::timing::summarise;
 use optpipe_solver::problem::Problem;
-use optpipe_solver::schedule::OpKind;
+use optpipe_solver::schedule::{Op, OpKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -69,11 +71,13 @@ pub(crate) fn collect(
     let mut by_time: Vec<&StepRecord> = records.iter().collect();
     by_time.sort_by_key(|record| record.step_ns);
     let median = by_time.get(by_time.len().saturating_sub(1) / 2);
-    let mut durations = Vec::with_capacity(records.len());
+    // A step's ops stand in the order in which the threads reported them, which differs from step to step.
+    let mut durations: BTreeMap<Op, Vec<u64>> = BTreeMap::new();
+    for &(op, start_ns, end_ns) in records.iter().flat_map(|record| &record.ops) {
+        durations.entry(op).or_default().push(end_ns - start_ns);
+    }
     let mut ops: Vec<MeasuredOp> = Vec::new();
-    for (i, &(op, start_ns, end_ns)) in median.iter().flat_map(|record| record.ops.iter().enumerate()) {
-        durations.clear();
-        durations.extend(records.iter().filter_map(|record| record.ops.get(i)).map(|x| x.2 - x.1));
+    for &(op, start_ns, end_ns) in median.iter().flat_map(|record| &record.ops) {
         ops.push(MeasuredOp {
             device: problem.placement[op.stage],
             op: op.kind,
@@ -81,7 +85,7 @@ pub(crate) fn collect(
             microbatch: op.microbatch,
             start_ns,
             end_ns,
-            median_ns: summarise(&durations, false).median_ns,
+            median_ns: summarise(&durations[&op], false).median_ns,
         });
     }
     ops.sort_by_key(|x| (x.device, x.start_ns, x.op, x.microbatch));
@@ -107,4 +111,33 @@ fn sample(times_ns: &[u64]) -> Sample {
     let mut sample = summarise(times_ns, false);
     sample.stable = sample.mad_ns as f64 <= STABLE * sample.median_ns as f64;
     sample
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn medians_are_those_of_the_op_whatever_order_threads_report_in() {
+        let problem: Problem = serde_yaml::from_str(
+            "{devices: 2, placement: [0, 1], microbatches: 1, split_backward: true,
+              time_ns: {forward: [1, 1], backward_input: [1, 1], backward_weight: [1, 1], send_forward: [0],
+                        send_backward: [0], offload: [1, 1], reload: [1, 1]},
+              bytes: {activation: [1, 1], weight_context: [1, 1], offloadable: [1, 1], static: [0, 0], capacity: [9, 9]},
+              offload_channel: [0, 1], reload_channel: [2, 3]}",
+        )
+        .unwrap();
+        let op = |stage| Op { kind: OpKind::F, stage, microbatch: 0 };
+        let record =
+            |ops: [(Op, u64, u64); 2]| StepRecord { ops: ops.to_vec(), step_ns: 130, loss: 1.0, offloaded_bytes: 0 };
+        let records = [
+            record([(op(0), 0, 100), (op(1), 100, 130)]),
+            record([(op(1), 100, 130), (op(0), 0, 100)]),
+            record([(op(1), 100, 130), (op(0), 0, 100)]),
+        ];
+        let measured = collect("cpu".into(), &problem, &records, &[1, 1, 1], vec![1.0; 3], vec![0, 0]);
+        let medians: Vec<(usize, u64)> = measured.ops.iter().map(|x| (x.stage, x.median_ns)).collect();
+        assert_eq!(medians, [(0, 100), (1, 30)]);
+    }
 }
