@@ -4,7 +4,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use optpipe_configs::job::{Job, Precision};
+use optpipe_configs::job::{Batch, Job, Pipeline, Precision};
 use optpipe_configs::model::Model;
 use optpipe_configs::profile::{LayerBytes, LayerKind, Profile};
 use optpipe_kernels::alloc::Counting;
@@ -34,12 +34,9 @@ fn tiny() -> Model {
 }
 
 fn job(precision: Precision) -> Job {
-    let mut job = Job::default();
-    job.precision = precision;
-    job.pipeline.devices = 2;
-    job.batch.microbatch_size = 2;
-    job.batch.sequence_length = 48;
-    job
+    let batch = Batch { microbatch_size: 2, sequence_length: 48, ..Batch::default() };
+    let pipeline = Pipeline { devices: 2, ..Pipeline::default() };
+    Job { precision, batch, pipeline, ..Job::default() }
 }
 
 fn measure(job: &Job) -> Profile {
