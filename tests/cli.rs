@@ -195,7 +195,7 @@ fn bad_files_are_named_with_field_and_expectation() {
     let mut check = optpipe();
     let letter =
         file(path, "letter.yaml", "makespan_ns: 1\nops:\n  - - {op: X, stage: 0, microbatch: 0, start_ns: 0}\n");
-    refuses(check.arg("check").arg(instance("a_spec_example")).arg(&letter), &["letter.yaml:3", "X"]);
+    refuses(check.arg("check").arg(instance("a_spec_example")).arg(&letter), &["letter.yaml:3:", "found X"]);
     let mut check = optpipe();
     let lacks = file(path, "lacks.yaml", "ops: []\n");
     refuses(check.arg("check").arg(instance("a_spec_example")).arg(&lacks), &["lacks.yaml", "makespan_ns"]);

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::problem::Problem;
 
@@ -97,7 +97,7 @@ pub struct Schedule {
 
 /// `schedule.yaml`: a schedule with what a trainer needs beside it. Only `makespan_ns` and `ops` are
 /// needed to read one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ScheduleFile {
     /// Format version: 1.
     #[serde(default = "one")]
@@ -127,6 +127,30 @@ pub struct ScheduleFile {
 
 fn one() -> u32 {
     1
+}
+
+impl<'de> Deserialize<'de> for ScheduleFile {
+    /// Field by field: a flattened field would be read through a buffer, which is slow and forgets where
+    /// in the file an error is.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Flat {
+            #[serde(default = "one")]
+            version: u32,
+            method: Option<String>,
+            bound_ns: Option<i64>,
+            model: Option<String>,
+            layer_split: Option<Vec<usize>>,
+            placement: Option<Vec<usize>>,
+            microbatches: Option<usize>,
+            makespan_ns: i64,
+            ops: Vec<Vec<ScheduledOp>>,
+        }
+        let Flat { version, method, bound_ns, model, layer_split, placement, microbatches, makespan_ns, ops } =
+            Flat::deserialize(deserializer)?;
+        let schedule = Schedule { makespan_ns, ops };
+        Ok(ScheduleFile { version, method, bound_ns, model, layer_split, placement, microbatches, schedule })
+    }
 }
 
 impl ScheduleFile {
