@@ -116,7 +116,7 @@ impl Improvement<'_> {
         } else {
             refuted_below * scale.unit_ns
         };
-        if mode.in_order && in_order > self.bound {
+        if size::orders_are_exact(self.problem) && in_order > self.bound {
             self.stats.in_order_bound_ns = Some(in_order);
         }
         Ok(())

@@ -113,7 +113,7 @@ pub struct MilpStats {
     /// none.
     pub root_bound_ns: Option<i64>,
     /// No schedule that keeps the microbatches in order at every stage is shorter, ns: equal to
-    /// `bound_ns` where nothing can be offloaded.
+    /// `bound_ns` where nothing can be offloaded; None if nothing beyond the bound given was proven.
     pub in_order_bound_ns: Option<i64>,
     /// Nodes of the trees of all models.
     pub nodes: i64,
