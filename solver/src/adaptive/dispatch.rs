@@ -104,25 +104,31 @@ struct Dispatch<'a> {
 pub(crate) fn dispatch(graph: &Graph<'_>, shape: &Shape, policy: &Policy) -> ComputeOrder {
     let p = graph.problem;
     let b = &p.bytes;
-    let mut resident = vec![policy.resident; p.devices];
+    // Bytes that a microbatch holds at each stage between F and B. One must fit with all of its stages.
+    let mut holds = b.activation.clone();
     for (d, own) in shape.stages_of.iter().enumerate() {
-        // One microbatch must fit with all of its stages.
-        let least: i64 = own.iter().map(|&s| b.activation[s] - b.offloadable[s]).sum();
-        let rest: i64 = own.iter().map(|&s| b.offloadable[s]).sum();
-        if rest > 0 {
-            resident[d] = resident[d].min((graph.room[d] - least) as f64 / rest as f64).max(0.0);
+        let fixed = |chunks: usize| -> (i64, i64) {
+            let off: i64 = own.iter().take(chunks).map(|&s| b.offloadable[s]).sum();
+            (own.iter().map(|&s| b.activation[s]).sum::<i64>() - off, off)
+        };
+        let chunks = if fixed(policy.chunks).0 <= graph.room[d] { policy.chunks } else { own.len() };
+        let (least, off) = fixed(chunks);
+        if off > 0 {
+            let resident = policy.resident.min((graph.room[d] - least) as f64 / off as f64).max(0.0);
+            for &s in own.iter().take(chunks) {
+                holds[s] -= b.offloadable[s] - (resident * b.offloadable[s] as f64) as i64;
+            }
         }
     }
     let stages: Vec<Stage> = (0..graph.stages)
         .map(|s| {
-            let share = resident[p.placement[s]] * b.offloadable[s] as f64;
             let most = (policy.in_flight * shape.needed[s]).ceil() as usize + policy.extra;
             Stage {
                 started: 0,
                 arrived: if s == 0 { graph.microbatches } else { 0 },
                 returned: 0,
                 ready: Vec::new(),
-                holds: b.activation[s] - b.offloadable[s] + share as i64,
+                holds: holds[s],
                 most: most.max(1),
             }
         })

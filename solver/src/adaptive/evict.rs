@@ -17,6 +17,8 @@ pub(crate) struct Evicted {
 pub(crate) struct Rule {
     /// Share of the room to keep free.
     pub(crate) spare: f64,
+    /// What lives longer than so many times its copies goes at once.
+    pub(crate) eager: f64,
     /// Reloads go ahead of their B by up to so many times their length.
     pub(crate) prefetch: f64,
 }
@@ -66,8 +68,15 @@ pub(crate) fn evict(
         match graph.kind(op) {
             OpKind::F => {
                 memory.allocate(graph.bytes(op), i as u32)?;
-                if graph.bytes(graph.sibling(op, OpKind::O)) > 0 {
-                    memory.resident.push((marks.used_at[pair], pair as u32));
+                let [o, r, b] = [OpKind::O, OpKind::R, OpKind::B].map(|kind| graph.sibling(op, kind));
+                if graph.bytes(o) > 0 {
+                    let time = |x: u32| graph.nodes[x as usize].duration;
+                    let life = end[b as usize] - time(b) - end[op as usize];
+                    if life as f64 > rule.eager * (time(o) + time(r)) as f64 {
+                        memory.offload(pair as u32);
+                    } else {
+                        memory.resident.push((marks.used_at[pair], pair as u32));
+                    }
                 }
             }
             OpKind::B => {
@@ -109,11 +118,15 @@ impl Memory<'_> {
         while self.held + bytes > self.preferred {
             // Used here or already: everything below it in the heap is, too.
             let Some((_, pair)) = self.resident.pop().filter(|x| x.0 > at) else { break };
-            self.held -= self.graph.bytes(self.graph.op(OpKind::O, 0, 0) + pair);
-            self.offloaded[pair as usize] = true;
+            self.offload(pair);
         }
         self.held += bytes;
         (self.held <= self.room).then_some(())
+    }
+
+    fn offload(&mut self, pair: u32) {
+        self.held -= self.graph.bytes(self.graph.op(OpKind::O, 0, 0) + pair);
+        self.offloaded[pair as usize] = true;
     }
 }
 

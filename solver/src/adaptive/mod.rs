@@ -69,7 +69,7 @@ impl<'p> Constructor<'p> {
     /// Adds offloads and reloads to a compute order.
     pub(crate) fn complete(&mut self, order: &ComputeOrder, policy: &Policy) -> Option<(Plan, i64)> {
         let graph = self.graph;
-        let rule = Rule { spare: policy.spare, prefetch: policy.prefetch };
+        let rule = Rule { spare: policy.spare, eager: policy.eager, prefetch: policy.prefetch };
         let mut sequences = Vec::with_capacity(order.sequences.len());
         let mut channels = vec![Vec::new(); graph.channel_names.len()];
         for (d, compute) in order.sequences.iter().enumerate() {

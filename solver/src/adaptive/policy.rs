@@ -26,8 +26,13 @@ pub(crate) struct Policy {
     /// Share of what could be offloaded that the compute order counts as resident: 1 plans without
     /// offloading, 0 as if everything were offloaded.
     pub(crate) resident: f64,
+    /// Only this many first stages of each device count as less than resident: the ones whose activations
+    /// live longest (selective offload, Wan et al. 2025, PipeOffload).
+    pub(crate) chunks: usize,
     /// Share of the memory kept free for reloading ahead of need.
     pub(crate) spare: f64,
+    /// What lives longer than so many times its two copies is offloaded at once, needed or not.
+    pub(crate) eager: f64,
     /// Reloads are moved ahead of their B by up to so many times their length.
     pub(crate) prefetch: f64,
     /// How a channel chooses among copies that are ready.
@@ -59,7 +64,9 @@ impl Policy {
         weight_patience: 0.0,
         forward_patience: 0.0,
         resident: 0.0,
+        chunks: usize::MAX,
         spare: 0.0,
+        eager: f64::INFINITY,
         prefetch: 1.0,
         copies: CopyRule::Due,
     };
@@ -76,17 +83,19 @@ impl Policy {
             weight_patience: 0.0,
             forward_patience: 0.0,
             resident: 1.0,
+            chunks: usize::MAX,
             spare: 0.0,
+            eager: f64::INFINITY,
             prefetch: 2.0,
             copies: CopyRule::Due,
         };
         let mut grid = Vec::new();
-        for resident in [1.0, 0.5, 0.0] {
+        for (resident, chunks) in [(1.0, usize::MAX), (0.5, usize::MAX), (0.0, 1)] {
             for in_flight in [1.5, 1.0, 2.5] {
                 for (group, forward_first) in
                     [(devices, 0.0), (1, 0.0), (2, 0.0), (devices, 1.0), (4, 0.5), (2 * devices, 0.5)]
                 {
-                    grid.push(Policy { resident, in_flight, group, forward_first, ..base });
+                    grid.push(Policy { resident, chunks, in_flight, group, forward_first, ..base });
                 }
             }
         }
@@ -121,13 +130,19 @@ impl Policy {
             in_flight: 0.3 + 2.7 * rng.random::<f64>(),
             extra: rng.random_range(0..3),
             forward_first: [0.0, 1.0, rng.random::<f64>()][rng.random_range(0..3)],
-            group: groups[rng.random_range(0..groups.len())],
+            group: if rng.random() {
+                groups[rng.random_range(0..groups.len())]
+            } else {
+                rng.random_range(1..=2 * devices)
+            },
             weights_first: weights(rng),
             weights_last: weights(rng),
             weight_patience: patience(rng),
             forward_patience: patience(rng),
             resident: [0.0, 1.0, rng.random::<f64>(), rng.random::<f64>()][rng.random_range(0..4)],
+            chunks: if rng.random() { usize::MAX } else { rng.random_range(1..=4) },
             spare: if rng.random::<bool>() { 0.0 } else { 0.5 * rng.random::<f64>() },
+            eager: if rng.random() { f64::INFINITY } else { 6.0 * rng.random::<f64>() },
             prefetch: 3.0 * rng.random::<f64>(),
             copies: CopyRule::random(rng),
         }
@@ -138,7 +153,7 @@ impl Policy {
         for _ in 0..rng.random_range(1..4) {
             let other = Policy::random(rng, devices);
             let scale = 0.7 + 0.6 * rng.random::<f64>();
-            match rng.random_range(0..12) {
+            match rng.random_range(0..14) {
                 0 => self.in_flight = (self.in_flight * scale).max(0.1),
                 1 => self.extra = other.extra,
                 2 => self.forward_first = other.forward_first,
@@ -150,6 +165,8 @@ impl Policy {
                 8 => self.resident = (self.resident + 0.2 * (rng.random::<f64>() - 0.5)).clamp(0.0, 1.0),
                 9 => self.spare = other.spare,
                 10 => self.prefetch = other.prefetch,
+                11 => self.chunks = other.chunks,
+                12 => self.eager = other.eager,
                 _ => self.copies = other.copies,
             }
         }

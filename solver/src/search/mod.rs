@@ -35,7 +35,7 @@ pub(crate) const POLICIES: &str = "policies";
 pub(crate) const ANNEALING: &str = "annealing";
 
 /// A plan of more stage-microbatch pairs than this is long.
-const LONG: usize = 8_000;
+const LONG: usize = 1_000;
 
 /// A better plan, with its makespan, and the part that found it.
 #[derive(Debug, Clone)]
@@ -120,7 +120,7 @@ impl Worker<'_> {
 
     fn run(mut self, graph: &Graph<'_>) -> Option<Better> {
         // Annealing gains little where plans are long: constructions get most of the time there.
-        let share = if graph.pairs > LONG { 0.8 } else { 0.2 };
+        let share = if graph.pairs > LONG { 0.75 } else { 0.35 };
         let others = policies::search(graph, &mut self, share);
         anneal::anneal(graph, &mut self, &others);
         self.best

@@ -275,7 +275,8 @@ impl Mover {
 
     fn rule(&mut self) -> Rule {
         let spare = [0.0, 0.5 * self.rng.random::<f64>()][self.below(2)];
-        Rule { spare, prefetch: 3.0 * self.rng.random::<f64>() }
+        let eager = [f64::INFINITY, 6.0 * self.rng.random::<f64>()][self.below(2)];
+        Rule { spare, eager, prefetch: 3.0 * self.rng.random::<f64>() }
     }
 
     /// Chooses a device's offloads and reloads anew, for its compute order as it is.
