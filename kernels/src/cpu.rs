@@ -176,28 +176,6 @@ pub fn init_threads(threads: NonZeroUsize) -> Result<(), ThreadsError> {
     Ok(())
 }
 
-/// Tells the C library to keep freed memory for the next allocation, as the memory pool of a GPU's
-/// runtime does, instead of returning every block above 32 MiB to the system: otherwise each large
-/// tensor costs a page fault for every 4 KiB, more than the arithmetic on it. To be called first
-/// thing in `main`. Returns whether the C library understands; where it does not, only speed is lost.
-pub fn keep_freed_memory() -> bool {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        // No block of its own for a large allocation; one heap, which all device threads reuse; it
-        // grows by 64 MiB at a time and never shrinks.
-        let settings = [
-            (libc::M_MMAP_MAX, 0),
-            (libc::M_ARENA_MAX, 1),
-            (libc::M_TOP_PAD, 64 << 20),
-            (libc::M_TRIM_THRESHOLD, libc::c_int::MAX),
-        ];
-        // SAFETY: mallopt takes two numbers and returns 0 for what it does not understand.
-        settings.iter().all(|&(name, value)| unsafe { libc::mallopt(name, value) } == 1)
-    }
-    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-    false
-}
-
 /// Cores that the process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)

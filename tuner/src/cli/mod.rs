@@ -59,10 +59,8 @@ pub fn main() -> ExitCode {
     if let Err(e) = optpipe_kernels::cpu::init_threads(std::num::NonZeroUsize::MIN) {
         return report(&Error::failed(e.to_string()));
     }
-    let keeps = optpipe_kernels::cpu::keep_freed_memory();
     let filter = EnvFilter::try_from_env("OPTPIPE_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    tracing::debug!("freed memory is kept for reuse: {keeps}");
     // Clap itself prints help to stdout with code 0 and unusable arguments to stderr with code 2.
     let outcome = match Cli::parse().command {
         Command::Init(args) => init::run(&args),
