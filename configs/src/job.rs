@@ -262,13 +262,17 @@ impl Backend {
 pub struct Solver {
     /// For one solve, e.g. `10s`, `1m30s`, `500ms`; a proven optimum ends it earlier.
     pub time_limit: String,
-    /// Seed of everything random: equal seeds and profiles give equal schedules.
+    /// Seed of everything random.
     pub seed: u64,
+    /// Evaluations of the search, a thread; 0 for as many as the time allows. With a number, and time
+    /// enough for it, equal seeds and profiles give equal schedules: what depends on the clock, the MILP
+    /// too, is left out.
+    pub iterations: u64,
 }
 
 impl Default for Solver {
     fn default() -> Self {
-        Solver { time_limit: "10s".to_owned(), seed: 0 }
+        Solver { time_limit: "10s".to_owned(), seed: 0, iterations: 0 }
     }
 }
 

@@ -48,6 +48,10 @@ pub(super) struct Args {
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Evaluations of the search, a thread: makes the schedule depend on the seed alone, not on the
+    /// machine's speed
+    #[arg(long)]
+    iterations: Option<u64>,
     /// The job, where INPUT is a profile
     #[arg(long)]
     job: Option<PathBuf>,
@@ -84,8 +88,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let cancel = interrupt::install();
     progress.phase(&format!("solving, at most {}", text::duration(args.time_limit.as_nanos() as i64)));
-    let options =
-        SolveOptions { method: args.method, time_limit: args.time_limit, seed: args.seed, ..SolveOptions::default() };
+    let options = SolveOptions {
+        method: args.method,
+        time_limit: args.time_limit,
+        seed: args.seed,
+        start: None,
+        iterations: args.iterations,
+    };
     let mut on_event = |event: &Event| progress.update(&format!("solving: {event}"));
     let solution = solve(&input.problem, &options, &mut on_event, cancel)?;
     progress.done();

@@ -229,7 +229,7 @@ impl Tuning<'_> {
             time_limit: self.job.time_limit().map_err(|invalid| Error::invalid("job", invalid))?,
             seed: self.job.solver.seed,
             start,
-            ..SolveOptions::default()
+            iterations: Some(self.job.solver.iterations).filter(|&n| n > 0),
         };
         let mut on_event = |event: &optpipe_solver::solve::Event| {
             self.progress.update(&format!("round {number}: solving, {event}"));

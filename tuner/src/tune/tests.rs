@@ -12,7 +12,7 @@ use optpipe_configs::profile::{LayerBytes, LayerKind, LayerProfile, Profile, Sam
 use optpipe_solver::order::Order;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::Schedule;
-use optpipe_solver::simulate::simulate_unlimited;
+use optpipe_solver::simulate::{simulate, simulate_unlimited};
 
 use super::Tuning;
 use super::folder::{Earlier, Folder};
@@ -105,7 +105,7 @@ impl Machine for MadeUp<'_> {
         _: &Plan,
         problem: &Problem,
         schedule: &Schedule,
-        _: bool,
+        enforce_capacity: bool,
         _: &Progress,
         _: &AtomicBool,
     ) -> Result<Measured> {
@@ -123,8 +123,8 @@ impl Machine for MadeUp<'_> {
         real.time_ns.backward_input = profiled.time_ns.backward_input.iter().map(slower).collect();
         real.time_ns.backward_weight = profiled.time_ns.backward_weight.iter().map(slower).collect();
         real.time_ns.backward_weight[1] = (real.time_ns.backward_weight[1] as f64 * 1.5) as i64;
-        let simulated =
-            simulate_unlimited(&real, &Order::of(problem, schedule)).map_err(|e| Error::failed(e.to_string()))?;
+        let run = if enforce_capacity { simulate } else { simulate_unlimited };
+        let simulated = run(&real, &Order::of(problem, schedule)).map_err(|e| Error::failed(e.to_string()))?;
         let ops: Vec<MeasuredOp> = simulated
             .schedule
             .ops
@@ -163,7 +163,9 @@ impl Machine for MadeUp<'_> {
 fn job() -> (Job, Model) {
     let mut job = Job::default();
     job.batch.microbatches = 4;
-    job.solver.time_limit = "300ms".to_owned();
+    // By iterations rather than by the clock, so that equal tunes have equal results.
+    job.solver.time_limit = "60s".to_owned();
+    job.solver.iterations = 2000;
     // Static memory is about 130 and 150 MiB, a microbatch 25 and 37 MiB: three of four do not fit.
     job.memory_limit = Some(MemoryLimit::All("240MiB".to_owned()));
     let model = Model::read(&job.model, None).unwrap();
