@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | [`budget`] | a device's tracked memory, handed out in the order of a schedule |
 //! | [`arena`] | reusable host buffers, and tensors stored in them |
-//! | [`copy`] | copy threads, one a channel |
+//! | [`copy`] | why a copy failed |
 //! | [`backend`] | what a backend can do; choosing one |
 //! | [`cpu`] | the backend of this machine's processor |
 //! | [`cuda`] | which NVIDIA devices there are |

@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn a_failing_copy_ends_the_others() {
         let works: Vec<Work<'_>> =
-            vec![Box::new(|| Ok(1_000_000)), Box::new(|| Err(CopyError::Aborted("on purpose".to_owned())))];
+            vec![Box::new(|| Ok(1_000_000)), Box::new(|| Err(CopyError::Dtype(candle_core::DType::I64)))];
         let error = contend(&TimingOptions::default(), works, &AtomicBool::new(false)).unwrap_err();
         assert!(error.to_string().contains("on purpose"), "{error}");
     }

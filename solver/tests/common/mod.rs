@@ -5,17 +5,17 @@ use proptest::prelude::*;
 
 /// How large problems get.
 #[derive(Debug, Clone, Copy)]
-pub struct Most {
-    pub devices: usize,
-    pub stages: usize,
-    pub microbatches: usize,
+pub(crate) struct Most {
+    pub(crate) devices: usize,
+    pub(crate) stages: usize,
+    pub(crate) microbatches: usize,
     /// The least time of F, B and W.
-    pub least_time: i64,
+    pub(crate) least_time: i64,
 }
 
 /// Feasible problems of all kinds: any placement, also with devices that hold no stage, uneven and zero
 /// times and sizes, memory from just enough to plenty, channels private, shared or half-duplex.
-pub fn problems(most: Most) -> impl Strategy<Value = Problem> {
+pub(crate) fn problems(most: Most) -> impl Strategy<Value = Problem> {
     (1..=most.devices, 1..=most.stages, 1..=most.microbatches, any::<bool>()).prop_flat_map(
         move |(devices, stages, microbatches, split_backward)| {
             let times = |least: i64| prop::collection::vec(least..7_i64, stages);

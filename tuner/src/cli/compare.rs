@@ -165,7 +165,7 @@ fn report(rows: &[Row], bound_ns: i64) -> String {
     };
     let heading = ["method", "makespan", "gap", "bubble", "largest peak", "fits", "offloaded", "solve time"];
     let mut lines = vec![table::table(heading, rows.iter().map(line).collect()).to_string()];
-    lines.extend(rows.iter().filter_map(|row| row.note.as_ref().map(|note| note.clone())));
+    lines.extend(rows.iter().filter_map(|row| row.note.clone()));
     lines.push(format!("No schedule that fits takes less than {} ({bound_ns} ns).", text::duration(bound_ns)));
     lines.join("\n")
 }

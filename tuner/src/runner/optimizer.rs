@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
 use optpipe_configs::job::Optimizer;
+use optpipe_kernels::gradient::accumulate;
 
 /// AdamW's decay of the first moment.
 const BETA1: f64 = 0.9;
@@ -73,10 +74,7 @@ impl Parameter {
 
     /// Adds a microbatch's gradient; the first of a step replaces the last step's sum.
     pub(super) fn accumulate(&mut self, gradient: &Tensor) -> Result<()> {
-        if gradient.shape() != self.gradient.shape() {
-            bail!("a gradient of shape {:?} for a parameter of shape {:?}", gradient.shape(), self.gradient.shape());
-        }
-        self.gradient.inplace_op2(&gradient.contiguous()?, &Accumulate { replace: self.fresh })?;
+        accumulate(&self.gradient, gradient, self.fresh)?;
         self.fresh = false;
         Ok(())
     }
@@ -108,36 +106,6 @@ fn window_mut<'a, T>(values: &'a mut [T], layout: &Layout) -> Result<&'a mut [T]
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&mut values[start..end]),
         None => bail!("expected a contiguous tensor, found {layout:?}"),
-    }
-}
-
-/// `sum += gradient`, or `sum = gradient`.
-struct Accumulate {
-    replace: bool,
-}
-
-impl InplaceOp2 for Accumulate {
-    fn name(&self) -> &'static str {
-        "accumulate"
-    }
-
-    fn cpu_fwd(&self, sum: &mut CpuStorage, sum_layout: &Layout, x: &CpuStorage, layout: &Layout) -> Result<()> {
-        let CpuStorage::F32(sum) = sum else { bail!("gradients are summed in f32") };
-        let sum = window_mut(sum, sum_layout)?;
-        match x {
-            CpuStorage::F32(x) => add(sum, window(x, layout)?, self.replace, |x| x),
-            CpuStorage::BF16(x) => add(sum, window(x, layout)?, self.replace, |x| x.to_f32()),
-            _ => bail!("a gradient in f32 or bf16 was expected"),
-        }
-        Ok(())
-    }
-}
-
-fn add<T: Copy>(sum: &mut [f32], x: &[T], replace: bool, wide: impl Fn(T) -> f32) {
-    if replace {
-        sum.iter_mut().zip(x).for_each(|(sum, &x)| *sum = wide(x));
-    } else {
-        sum.iter_mut().zip(x).for_each(|(sum, &x)| *sum += wide(x));
     }
 }
 
