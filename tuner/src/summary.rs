@@ -27,7 +27,7 @@ pub struct Summary {
     pub backend: String,
     /// Number format of weights and activations.
     pub precision: String,
-    /// Parameters of all stages (numbers, not bytes).
+    /// Parameters of the model (numbers, not bytes); a matrix that two stages hold counts once.
     pub parameters: u64,
     /// Tokens of one step: sequence length x microbatch size x microbatches.
     pub tokens_per_step: u64,
@@ -37,7 +37,8 @@ pub struct Summary {
     pub microbatches: usize,
     /// Why the tuning stopped.
     pub stop: StopReason,
-    /// The best measured schedule, the one in `schedule.yaml`.
+    /// The best measured schedule, the one in `schedule.yaml`. Its measurement is the one made together
+    /// with the textbook schedules, where they ran, else that of its round.
     pub best: Outcome,
     /// The round that made it, from 1.
     pub best_round: usize,

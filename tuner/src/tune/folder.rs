@@ -67,7 +67,7 @@ const OURS: [&str; 9] = [
     "trace.json",
     "timeline.svg",
     "rounds/",
-    "textbook/",
+    "comparison/",
 ];
 
 impl Folder {
@@ -165,7 +165,7 @@ impl Folder {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 let (path, name) = (entry.path(), entry.file_name());
                 let name = name.to_string_lossy();
-                if name == "rounds" || name == "textbook" || folders_below(&path, &self.root) {
+                if name == "rounds" || name == "comparison" || folders_below(&path, &self.root) {
                     if path.is_dir() {
                         folders.push(path);
                     }
@@ -194,10 +194,10 @@ impl Folder {
     }
 }
 
-/// Whether a path is a folder of a round or a textbook schedule.
+/// Whether a path is a folder of a round or of the comparison.
 fn folders_below(path: &Path, root: &Path) -> bool {
     path.parent().and_then(Path::parent) == Some(root)
-        && path.parent().and_then(Path::file_name).is_some_and(|name| name == "rounds" || name == "textbook")
+        && path.parent().and_then(Path::file_name).is_some_and(|name| name == "rounds" || name == "comparison")
 }
 
 /// The first field in which two tunes differ.

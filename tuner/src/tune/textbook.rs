@@ -1,6 +1,7 @@
 //! GPipe, 1F1B and ZB-H1 on the tuned problem, predicted and measured, for comparison.
 //!
-//! They run without the memory limit: what they would need is part of the comparison.
+//! They run without the memory limit: what they would need is part of the comparison. The tuned schedule
+//! runs once more right before them, so that all were measured within minutes of each other.
 
 use std::sync::atomic::Ordering;
 
@@ -8,10 +9,10 @@ use optpipe_configs::file;
 use optpipe_configs::hardware::Hardware;
 use optpipe_solver::method::Method;
 use optpipe_solver::problem::Problem;
-use optpipe_solver::schedule::ScheduleFile;
+use optpipe_solver::schedule::{Schedule, ScheduleFile};
 use optpipe_solver::textbook;
 
-use super::{Tuning, tokens_per_step};
+use super::{Done, Tuning, tokens_per_step};
 use crate::error::{Error, Result};
 use crate::measured::Measured;
 use crate::plan::Plan;
@@ -22,6 +23,46 @@ use crate::text;
 pub(super) const COMPARED: [Method; 3] = [Method::Gpipe, Method::OneFOneB, Method::ZbH1];
 
 impl Tuning<'_> {
+    /// Measures the best schedule again, for the comparison; `None` where that was not to be or was stopped.
+    pub(super) fn measure_again(&mut self, plan: &Plan, best: &Done) -> Result<Option<Observed>> {
+        if !self.job.run.textbook {
+            return Ok(None);
+        }
+        let measured = self.compared("optpipe", plan, &best.problem, &best.schedule, true)?;
+        Ok(measured.map(|measured| Observed::of(&measured, best.problem.devices, tokens_per_step(self.job))))
+    }
+
+    /// The measurement of one schedule of the comparison: the one that the folder holds, or a new one;
+    /// `None` if interrupted.
+    fn compared(
+        &mut self,
+        name: &str,
+        plan: &Plan,
+        problem: &Problem,
+        schedule: &Schedule,
+        enforce: bool,
+    ) -> Result<Option<Measured>> {
+        let path = self.folder.path(&format!("comparison/{name}/measured.yaml"));
+        if path.exists() {
+            return Ok(Some(super::read(&path)?));
+        }
+        if self.cancel.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        self.progress.phase(&format!("running {name} for comparison"));
+        let file = ScheduleFile { method: Some(name.to_owned()), ..ScheduleFile::new(schedule.clone()) };
+        let yaml = file.to_yaml().map_err(|e| Error::failed(format!("cannot write the schedule: {e}")))?;
+        file::write_text(&path.with_file_name("schedule.yaml"), &yaml).map_err(Error::write)?;
+        match self.machine.run(plan, problem, schedule, enforce, self.progress, self.cancel) {
+            Ok(measured) => {
+                file::write(&path, &measured).map_err(Error::write)?;
+                Ok(Some(measured))
+            }
+            Err(Error::Interrupted(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     pub(super) fn textbook(&mut self, plan: &Plan, problem: &Problem, hardware: &Hardware) -> Result<Vec<Outcome>> {
         COMPARED.iter().map(|&method| self.textbook_outcome(plan, problem, hardware, method)).collect()
     }
@@ -53,37 +94,19 @@ impl Tuning<'_> {
         let needed: u64 = predicted.peak_bytes.iter().sum();
         outcome.predicted = Some(predicted);
 
-        let folder = format!("textbook/{}", method.name());
-        let measured_path = self.folder.path(&format!("{folder}/measured.yaml"));
         let there_is = hardware.devices.iter().map(|device| device.memory_bytes).min().unwrap_or(0);
-        let measured: Option<Measured> = if measured_path.exists() {
-            Some(super::read(&measured_path)?)
-        } else if !self.job.run.textbook {
+        let measured = if !self.job.run.textbook {
             outcome.note = Some("not run: run.textbook is false".to_owned());
-            None
-        } else if self.cancel.load(Ordering::SeqCst) {
-            outcome.note = Some("not run: interrupted".to_owned());
             None
         } else if needed > there_is {
             outcome.note = Some(format!("not run: needs {} of memory", text::bytes(needed)));
             None
         } else {
-            self.progress.phase(&format!("running {} for comparison", method.name()));
-            let yaml = ScheduleFile { method: Some(method.name().to_owned()), ..ScheduleFile::new(schedule.clone()) }
-                .to_yaml()
-                .map_err(|e| Error::failed(format!("cannot write the schedule: {e}")))?;
-            file::write_text(&self.folder.path(&format!("{folder}/schedule.yaml")), &yaml).map_err(Error::write)?;
-            match self.machine.run(plan, problem, &schedule, false, self.progress, self.cancel) {
-                Ok(measured) => {
-                    file::write(&measured_path, &measured).map_err(Error::write)?;
-                    Some(measured)
-                }
-                Err(Error::Interrupted(_)) => {
-                    outcome.note = Some("not run: interrupted".to_owned());
-                    None
-                }
-                Err(e) => return Err(e),
+            let measured = self.compared(method.name(), plan, problem, &schedule, false)?;
+            if measured.is_none() {
+                outcome.note = Some("not run: interrupted".to_owned());
             }
+            measured
         };
         outcome.measured = measured.map(|measured| Observed::of(&measured, problem.devices, tokens));
         Ok(outcome)
