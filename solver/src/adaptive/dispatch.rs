@@ -1,21 +1,25 @@
-//! The compute order: list scheduling of F, B and W by event simulation, within a memory that counts a
-//! given share of what could be offloaded as resident.
+//! List scheduling by event simulation, in one of two ways: of F, B and W alone, within a memory that
+//! counts a given share of what could be offloaded as resident (what to offload is chosen afterwards, see
+//! [`super::evict`]); or with the copies of the stages that are to be offloaded, within the real memory and
+//! at the pace of the channels ([`super::copies`]).
 //!
-//! An F starts only if memory stays *safe*: for each microbatch in flight on the device, oldest first,
-//! what it still needs there fits beside what all younger ones hold. So the oldest can always go on, and
-//! the simulation never gets stuck.
+//! An F or a reload starts only if memory stays *safe*: for each microbatch in flight on the device, oldest
+//! first, what it still needs there fits beside what all younger ones cannot give up. So the oldest can
+//! always go on; with compute alone the simulation never gets stuck.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::policy::Policy;
+use super::copies::Copies;
+use super::policy::{CopyRule, Policy};
 use crate::graph::Graph;
 use crate::schedule::OpKind;
 
-/// The compute order, and when each op would end if all copies were free and instant.
+/// The compute order, and when each op would end: if all copies were free and instant, where they are not
+/// simulated.
 #[derive(Debug, Clone)]
 pub(crate) struct ComputeOrder {
-    /// F, B, W of each device.
+    /// F, B, W of each device, and R where copies are simulated.
     pub(crate) sequences: Vec<Vec<u32>>,
     /// End of each F, B, W, ns.
     pub(crate) end: Vec<i64>,
@@ -68,14 +72,38 @@ struct Device {
     held: i64,
     /// Ended W at the front are not there any more.
     weights: VecDeque<u32>,
-    /// Microbatches in flight, oldest first: number, bytes held, bytes that it may yet hold in all.
-    in_flight: VecDeque<(usize, i64, i64)>,
+    /// Microbatches in flight, oldest first.
+    in_flight: VecDeque<InFlight>,
+    /// B that wait for their reload alone.
+    urgent: usize,
+    /// The largest reload.
+    largest: i64,
     /// Arrivals that are known of.
     coming_b: BinaryHeap<Reverse<i64>>,
     coming_f: BinaryHeap<Reverse<i64>>,
     /// What one microbatch holds with all of its stages.
     whole: i64,
     most_weights: usize,
+}
+
+/// A microbatch in flight on a device.
+struct InFlight {
+    microbatch: usize,
+    /// Bytes that it cannot give up.
+    holds: i64,
+    /// Bytes that all of its stages before the end of B hold when offloaded.
+    base: i64,
+    /// Bytes reloaded, B not started.
+    loaded: i64,
+    /// Reloads that are to come.
+    reloads: usize,
+}
+
+impl InFlight {
+    /// The most that it may yet hold at once: its reloads come one by one.
+    fn needs(&self, largest: i64) -> i64 {
+        self.base + self.loaded + if self.reloads > 0 { largest } else { 0 }
+    }
 }
 
 struct Stage {
@@ -85,11 +113,12 @@ struct Stage {
     returned: usize,
     /// B that can start, oldest first.
     ready: Vec<usize>,
-    /// Bytes that a microbatch holds between F and B.
+    /// Bytes that a microbatch holds between F and B, copies left aside.
     holds: i64,
     most: usize,
 }
 
+/// A dispatch that is running.
 struct Dispatch<'a> {
     graph: &'a Graph<'a>,
     shape: &'a Shape,
@@ -98,12 +127,12 @@ struct Dispatch<'a> {
     stages: Vec<Stage>,
     events: BinaryHeap<Reverse<(i64, u32, u32)>>,
     order: ComputeOrder,
+    copies: Copies,
 }
 
-/// The compute order of a policy.
+/// The compute order of a policy, copies left aside.
 pub(crate) fn dispatch(graph: &Graph<'_>, shape: &Shape, policy: &Policy) -> ComputeOrder {
-    let p = graph.problem;
-    let b = &p.bytes;
+    let b = &graph.problem.bytes;
     // Bytes that a microbatch holds at each stage between F and B. One must fit with all of its stages.
     let mut holds = b.activation.clone();
     for (d, own) in shape.stages_of.iter().enumerate() {
@@ -120,50 +149,78 @@ pub(crate) fn dispatch(graph: &Graph<'_>, shape: &Shape, policy: &Policy) -> Com
             }
         }
     }
-    let stages: Vec<Stage> = (0..graph.stages)
-        .map(|s| {
-            let most = (policy.in_flight * shape.needed[s]).ceil() as usize + policy.extra;
-            Stage {
-                started: 0,
-                arrived: if s == 0 { graph.microbatches } else { 0 },
-                returned: 0,
-                ready: Vec::new(),
-                holds: holds[s],
-                most: most.max(1),
-            }
-        })
-        .collect();
-    let device = |d: usize| {
-        let depth = shape.depth[d];
-        let most = policy.weights_first * (1.0 - depth) + policy.weights_last * depth;
-        Device {
-            busy: false,
-            held: 0,
-            weights: VecDeque::new(),
-            in_flight: VecDeque::new(),
-            coming_b: BinaryHeap::new(),
-            coming_f: BinaryHeap::new(),
-            whole: shape.stages_of[d].iter().map(|&s| stages[s].holds).sum(),
-            most_weights: most as usize,
-        }
-    };
-    let devices = (0..p.devices).map(device).collect();
-    let sequences = shape.stages_of.iter().map(|own| Vec::with_capacity(4 * own.len() * graph.microbatches)).collect();
-    let order = ComputeOrder { sequences, end: vec![0; 3 * graph.pairs] };
-    let mut run = Dispatch { graph, shape, policy, devices, stages, events: BinaryHeap::new(), order };
+    let mut run = Dispatch::new(graph, shape, policy, &holds, Copies::none(graph));
     run.run();
     run.order
 }
 
-impl Dispatch<'_> {
+/// The order of a policy at the pace of its copies, and the copies of each channel. `None` where memory has
+/// no room for one microbatch that is offloaded like this, or the policy gets stuck.
+pub(crate) fn dispatch_with_copies(
+    graph: &Graph<'_>,
+    shape: &Shape,
+    policy: &Policy,
+) -> Option<(ComputeOrder, Vec<Vec<u32>>)> {
+    let copies = Copies::new(graph, shape, policy)?;
+    let mut run = Dispatch::new(graph, shape, policy, &graph.problem.bytes.activation, copies);
+    run.run();
+    // Now and then a reload and an F wait for each other all the same: no order then.
+    let done = run.order.sequences.iter().flatten().filter(|&&x| graph.kind(x).is_compute()).count();
+    (done == 3 * graph.pairs).then(|| (run.order, run.copies.served()))
+}
+
+impl<'a> Dispatch<'a> {
+    fn new(graph: &'a Graph<'a>, shape: &'a Shape, policy: &'a Policy, holds: &[i64], copies: Copies) -> Self {
+        let p = graph.problem;
+        let stages: Vec<Stage> = (0..graph.stages)
+            .map(|s| {
+                let most = (policy.in_flight * shape.needed[s]).ceil() as usize + policy.extra;
+                Stage {
+                    started: 0,
+                    arrived: if s == 0 { graph.microbatches } else { 0 },
+                    returned: 0,
+                    ready: Vec::new(),
+                    holds: holds[s],
+                    most: most.max(1),
+                }
+            })
+            .collect();
+        let device = |d: usize| {
+            let depth = shape.depth[d];
+            let most = policy.weights_first * (1.0 - depth) + policy.weights_last * depth;
+            Device {
+                busy: false,
+                held: 0,
+                weights: VecDeque::new(),
+                in_flight: VecDeque::new(),
+                urgent: 0,
+                largest: shape.stages_of[d].iter().map(|&s| copies.bytes(s, 0)).max().unwrap_or(0),
+                coming_b: BinaryHeap::new(),
+                coming_f: BinaryHeap::new(),
+                whole: shape.stages_of[d].iter().map(|&s| stages[s].holds).sum(),
+                most_weights: most as usize,
+            }
+        };
+        let devices = (0..p.devices).map(device).collect();
+        let sequences =
+            shape.stages_of.iter().map(|own| Vec::with_capacity(4 * own.len() * graph.microbatches)).collect();
+        let order = ComputeOrder { sequences, end: vec![0; 3 * graph.pairs] };
+        Dispatch { graph, shape, policy, devices, stages, events: BinaryHeap::new(), order, copies }
+    }
+
     fn run(&mut self) {
         let mut touched: Vec<usize> = (0..self.devices.len()).collect();
         let mut now = 0;
         loop {
+            let reloads_first = matches!(self.policy.copies, CopyRule::ReloadFirst | CopyRule::Due);
             for &d in &touched {
+                if reloads_first {
+                    self.copy(d, now);
+                }
                 if !self.devices[d].busy {
                     self.choose(d, now);
                 }
+                self.copy(d, now);
             }
             touched.clear();
             let Some(&Reverse((time, ..))) = self.events.peek() else { break };
@@ -191,6 +248,8 @@ impl Dispatch<'_> {
         let stage = &mut self.stages[x.stage];
         if x.kind == OpKind::F {
             stage.arrived += 1;
+        } else if !self.copies.may_start(x.stage, x.microbatch) {
+            self.devices[self.graph.device(op)].urgent += 1;
         } else {
             let at = stage.ready.partition_point(|&j| j < x.microbatch);
             stage.ready.insert(at, x.microbatch);
@@ -206,6 +265,7 @@ impl Dispatch<'_> {
         match x.kind {
             OpKind::F => {
                 device.busy = false;
+                self.copies.forward_ended(self.graph, op);
                 if last {
                     self.arrived(self.graph.sibling(op, OpKind::B));
                 }
@@ -222,11 +282,58 @@ impl Dispatch<'_> {
                     self.start(w, now);
                 }
             }
-            _ => {
+            OpKind::W => {
                 device.busy = false;
                 device.held -= p.bytes.weight_context[s];
             }
+            OpKind::O => {
+                device.held -= self.copies.bytes(s, x.microbatch);
+                self.copies.ended(self.graph, op);
+            }
+            OpKind::R => {
+                self.copies.ended(self.graph, op);
+                // The B may have been waiting for it.
+                if self.copies.has_gradient(self.graph.pair(op)) {
+                    device.urgent -= 1;
+                    self.arrived(self.graph.sibling(op, OpKind::B));
+                }
+            }
         }
+    }
+
+    /// Starts copies of a device's channels, where they can start now.
+    fn copy(&mut self, d: usize, now: i64) {
+        for c in [self.graph.offload_channel[d], self.graph.reload_channel[d]] {
+            let fits = |op: u32| {
+                let (e, s, j) = (self.graph.device(op), self.graph.stage(op), self.graph.microbatch(op));
+                self.fits(e, j, self.copies.bytes(s, j), true)
+            };
+            let Some(op) = self.copies.next(self.graph, c, self.policy.copies, fits) else { continue };
+            let end = now + self.graph.nodes[op as usize].duration;
+            self.copies.start(c, op);
+            self.events.push(Reverse((end, ENDED, op)));
+            if self.graph.kind(op) == OpKind::R {
+                self.reload(op);
+            }
+        }
+    }
+
+    /// Takes the memory of a reload; it stands before the B or W that is running, which frees none for it.
+    fn reload(&mut self, op: u32) {
+        let graph = self.graph;
+        let (d, s, j) = (graph.device(op), graph.stage(op), graph.microbatch(op));
+        let bytes = self.copies.bytes(s, j);
+        let device = &mut self.devices[d];
+        device.held += bytes;
+        if let Some(entry) = device.in_flight.iter_mut().find(|x| x.microbatch == j) {
+            entry.holds += bytes;
+            entry.loaded += bytes;
+            entry.reloads -= 1;
+        }
+        let sequence = &mut self.order.sequences[d];
+        let running = device.busy && sequence.last().is_some_and(|&x| matches!(graph.kind(x), OpKind::B | OpKind::W));
+        let at = if running { sequence.len() - 1 } else { sequence.len() };
+        sequence.insert(at, op);
     }
 
     /// Starts the best op that the device can run now, if any.
@@ -258,7 +365,13 @@ impl Dispatch<'_> {
                 let open = j < stage.arrived && j - stage.returned < stage.most;
                 open.then_some((groups(j), self.shape.chunk[s], j, s))
             })
-            .filter(|&(_, _, j, s)| self.fits(d, s, j))
+            .filter(|&(_, _, j, s)| {
+                // Where a reload is all that a B waits for, it comes first; but nothing stops the oldest.
+                let bytes = self.stages[s].holds;
+                let oldest = device.in_flight.front().is_none_or(|x| x.microbatch == j);
+                let yields = !oldest && device.urgent > 0 && self.policy.copies != CopyRule::FirstReady;
+                self.fits(d, j, bytes, false) && (!yields || device.held + bytes + device.largest <= self.graph.room[d])
+            })
             .min();
         let w = device.weights.front().copied();
 
@@ -285,11 +398,10 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Whether F(s,j) may start: it fits, and memory stays safe.
-    fn fits(&self, d: usize, s: usize, j: usize) -> bool {
+    /// Whether an F or a reload of a microbatch may take its bytes: they fit, and memory stays safe.
+    fn fits(&self, d: usize, j: usize, bytes: i64, reload: bool) -> bool {
         let device = &self.devices[d];
         let room = self.graph.room[d];
-        let bytes = self.stages[s].holds;
         if device.held + bytes > room {
             return false;
         }
@@ -297,11 +409,17 @@ impl Dispatch<'_> {
             return true;
         }
         let mut younger = 0;
-        for &(i, holds, needs) in device.in_flight.iter().rev() {
-            if younger + needs + if i < j { bytes } else { 0 } > room {
+        for x in device.in_flight.iter().rev() {
+            let mut needs = x.needs(device.largest);
+            if x.microbatch < j {
+                needs += bytes;
+            } else if x.microbatch == j && reload {
+                needs += bytes - if x.reloads == 1 { device.largest } else { 0 };
+            }
+            if younger + needs > room {
                 return false;
             }
-            younger += holds;
+            younger += x.holds;
         }
         true
     }
@@ -318,14 +436,22 @@ impl Dispatch<'_> {
         let device = &mut self.devices[d];
         device.busy = true;
         self.events.push(Reverse((end, ENDED, op)));
+        self.copies.compute_started(graph, op, now);
         let holds = self.stages[s].holds;
+        let copied = self.copies.bytes(s, j);
         match x.kind {
             OpKind::F => {
                 self.stages[s].started += 1;
                 device.held += holds;
-                match device.in_flight.iter_mut().rev().find(|x| x.0 == j) {
-                    Some(entry) => entry.1 += holds,
-                    None => device.in_flight.push_back((j, holds, device.whole)),
+                match device.in_flight.iter_mut().rev().find(|x| x.microbatch == j) {
+                    Some(entry) => entry.holds += holds - copied,
+                    None => {
+                        let own = &self.shape.stages_of[d];
+                        let base = own.iter().map(|&s| self.stages[s].holds - self.copies.bytes(s, j)).sum();
+                        let reloads = own.iter().filter(|&&s| self.copies.bytes(s, j) > 0).count();
+                        let holds = holds - copied;
+                        device.in_flight.push_back(InFlight { microbatch: j, holds, base, loaded: 0, reloads });
+                    }
                 }
                 if s + 1 < graph.stages {
                     self.send(graph.op(OpKind::F, s + 1, j), end + p.hop_forward(s));
@@ -333,9 +459,10 @@ impl Dispatch<'_> {
             }
             OpKind::B => {
                 self.stages[s].ready.retain(|&x| x != j);
-                if let Some(at) = device.in_flight.iter().position(|x| x.0 == j) {
-                    device.in_flight[at].1 -= holds;
-                    device.in_flight[at].2 -= holds;
+                if let Some(at) = device.in_flight.iter().position(|x| x.microbatch == j) {
+                    device.in_flight[at].holds -= holds;
+                    device.in_flight[at].base -= holds - copied;
+                    device.in_flight[at].loaded -= copied;
                     if self.shape.chunk[s] == 0 {
                         device.in_flight.remove(at);
                     }

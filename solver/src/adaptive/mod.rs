@@ -1,9 +1,11 @@
 //! Adaptive offload: a compute order by list scheduling ([`dispatch`]), then what to offload so that it
-//! fits ([`evict`]), then the order of the copies ([`replay`]).
+//! fits ([`evict`]), then the order of the copies ([`replay`]); or, by the policy's choice, list scheduling
+//! of compute and copies together ([`copies`]).
 //!
 //! Where a legal schedule exists at all, so does one that runs a microbatch at a time with everything
 //! offloaded that must be; [`construct_serial`] finds that one, so a schedule is always found.
 
+mod copies;
 pub(crate) mod dispatch;
 pub(crate) mod evict;
 pub(crate) mod policy;
@@ -43,6 +45,12 @@ impl<'p> Constructor<'p> {
 
     /// The policy's plan and makespan; `None` where its compute order cannot be made to fit.
     pub(crate) fn construct(&mut self, policy: &Policy) -> Option<(Plan, i64)> {
+        if policy.paced {
+            let (order, copies) = dispatch::dispatch_with_copies(self.graph, &self.shape, policy)?;
+            let plan = Plan::new(self.graph, order.sequences, copies);
+            let makespan = self.evaluator.run(self.graph, &plan, true).ok()?;
+            return Some((plan, makespan));
+        }
         let order = dispatch::dispatch(self.graph, &self.shape, policy);
         self.complete(&order, policy)
     }

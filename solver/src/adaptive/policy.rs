@@ -29,6 +29,11 @@ pub(crate) struct Policy {
     /// Only this many first stages of each device count as less than resident: the ones whose activations
     /// live longest (selective offload, Wan et al. 2025, PipeOffload).
     pub(crate) chunks: usize,
+    /// Whether the copies are simulated with the compute order, at the pace of the channels; else they are
+    /// chosen afterwards.
+    pub(crate) paced: bool,
+    /// With paced copies, so many of the last microbatches stay.
+    pub(crate) kept: usize,
     /// Share of the memory kept free for reloading ahead of need.
     pub(crate) spare: f64,
     /// What lives longer than so many times its two copies is offloaded at once, needed or not.
@@ -65,6 +70,8 @@ impl Policy {
         forward_patience: 0.0,
         resident: 0.0,
         chunks: usize::MAX,
+        paced: false,
+        kept: 0,
         spare: 0.0,
         eager: f64::INFINITY,
         prefetch: 1.0,
@@ -84,18 +91,20 @@ impl Policy {
             forward_patience: 0.0,
             resident: 1.0,
             chunks: usize::MAX,
+            paced: false,
+            kept: 1,
             spare: 0.0,
             eager: f64::INFINITY,
             prefetch: 2.0,
             copies: CopyRule::Due,
         };
         let mut grid = Vec::new();
-        for (resident, chunks) in [(1.0, usize::MAX), (0.5, usize::MAX), (0.0, 1)] {
+        for (resident, chunks, paced) in [(1.0, usize::MAX, false), (0.5, usize::MAX, true), (0.0, 1, false)] {
             for in_flight in [1.5, 1.0, 2.5] {
                 for (group, forward_first) in
                     [(devices, 0.0), (1, 0.0), (2, 0.0), (devices, 1.0), (4, 0.5), (2 * devices, 0.5)]
                 {
-                    grid.push(Policy { resident, chunks, in_flight, group, forward_first, ..base });
+                    grid.push(Policy { resident, chunks, paced, in_flight, group, forward_first, ..base });
                 }
             }
         }
@@ -141,6 +150,8 @@ impl Policy {
             forward_patience: patience(rng),
             resident: [0.0, 1.0, rng.random::<f64>(), rng.random::<f64>()][rng.random_range(0..4)],
             chunks: if rng.random() { usize::MAX } else { rng.random_range(1..=4) },
+            paced: rng.random(),
+            kept: rng.random_range(0..2 + devices / 2),
             spare: if rng.random::<bool>() { 0.0 } else { 0.5 * rng.random::<f64>() },
             eager: if rng.random() { f64::INFINITY } else { 6.0 * rng.random::<f64>() },
             prefetch: 3.0 * rng.random::<f64>(),
@@ -153,7 +164,7 @@ impl Policy {
         for _ in 0..rng.random_range(1..4) {
             let other = Policy::random(rng, devices);
             let scale = 0.7 + 0.6 * rng.random::<f64>();
-            match rng.random_range(0..14) {
+            match rng.random_range(0..16) {
                 0 => self.in_flight = (self.in_flight * scale).max(0.1),
                 1 => self.extra = other.extra,
                 2 => self.forward_first = other.forward_first,
@@ -167,6 +178,8 @@ impl Policy {
                 10 => self.prefetch = other.prefetch,
                 11 => self.chunks = other.chunks,
                 12 => self.eager = other.eager,
+                13 => self.paced = other.paced,
+                14 => self.kept = other.kept,
                 _ => self.copies = other.copies,
             }
         }

@@ -1,5 +1,7 @@
 //! Random problems.
 
+#![allow(unreachable_pub)]
+
 use optpipe_solver::problem::{Problem, Sizes, Times};
 use proptest::prelude::*;
 
