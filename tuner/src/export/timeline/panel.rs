@@ -291,7 +291,7 @@ impl Panel {
         let peak_words = format!("peak {}", units::bytes(most));
         let mut limit = format!("limit {}", units::bytes(band.capacity));
         if band.ceiling().1 {
-            limit.push_str(" (off scale)");
+            limit.push_str(" ↑");
         }
         let held = if band.held > 0 { format!("static {}", units::bytes(band.held)) } else { String::new() };
         let lines: Vec<(&str, String)> = match look.memory_lines {
