@@ -88,6 +88,7 @@ pub mod textbook;
 
 mod adaptive;
 mod graph;
+mod incumbent;
 mod longest_path;
 mod memory;
 mod plan;

@@ -6,7 +6,6 @@ mod moves;
 mod policies;
 mod state;
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
 
@@ -14,6 +13,7 @@ use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 
 use crate::graph::Graph;
+use crate::incumbent::Incumbent;
 use crate::plan::Plan;
 
 /// How long and how to search.
@@ -26,8 +26,6 @@ pub(crate) struct SearchOptions {
     /// Evaluations of each thread, at most; with the deadline far enough, the same seed then finds the
     /// same schedule.
     pub(crate) iterations: Option<u64>,
-    /// The search ends once a makespan is no longer than this.
-    pub(crate) target_ns: i64,
 }
 
 /// The parts of the search, as they are named in records.
@@ -49,9 +47,7 @@ pub(crate) struct Better {
 struct Shared<'a> {
     options: SearchOptions,
     begun: Instant,
-    stop: AtomicBool,
-    best: AtomicI64,
-    cancel: &'a AtomicBool,
+    incumbent: &'a Incumbent,
 }
 
 /// One thread's search: its generator, what it has found, and how many evaluations are left.
@@ -73,26 +69,22 @@ impl Worker<'_> {
             return;
         }
         let better = Better { plan: plan.clone(), makespan_ns, part };
-        if self.shared.best.fetch_min(makespan_ns, Ordering::Relaxed) > makespan_ns {
+        let (incumbent, options) = (self.shared.incumbent, &self.shared.options);
+        if options.iterations.is_none() && incumbent.offer(plan, makespan_ns) {
             // The receiver outlives the threads.
             let _ = self.better.send(better.clone());
         }
         self.best = Some(better);
-        if makespan_ns <= self.shared.options.target_ns {
-            self.done = true;
-            if self.shared.options.iterations.is_none() {
-                self.shared.stop.store(true, Ordering::Relaxed);
-            }
-        }
+        self.done |= makespan_ns <= incumbent.bound_ns();
     }
 
     /// Whether this thread should end.
     fn stopped(&self) -> bool {
-        let shared = self.shared;
+        let (incumbent, options) = (self.shared.incumbent, &self.shared.options);
         self.done
-            || shared.stop.load(Ordering::Relaxed)
-            || shared.cancel.load(Ordering::Relaxed)
-            || Instant::now() >= shared.options.deadline
+            || incumbent.is_stopped()
+            || options.iterations.is_none() && incumbent.is_optimal()
+            || Instant::now() >= options.deadline
     }
 
     /// Share of this search that is over, by iterations where they are limited, else by time.
@@ -127,18 +119,19 @@ impl Worker<'_> {
     }
 }
 
-/// Searches from a plan that is known. `on_better` hears of each plan shorter than all before; with a limit
-/// on iterations of the best one only, when all threads are done, so that it does not depend on the clock.
+/// Searches from the incumbent until it meets the bound, the time or the iterations are over, or all are
+/// told to stop. `on_better` hears of each plan shorter than all before; with a limit on iterations of the
+/// best one only, when all threads are done, so that it does not depend on the clock.
 pub(crate) fn search(
     graph: &Graph<'_>,
     options: SearchOptions,
-    start: Option<Better>,
+    incumbent: &Incumbent,
     on_better: &mut dyn FnMut(Better),
-    cancel: &AtomicBool,
 ) {
+    let start =
+        incumbent.plan().map(|(makespan_ns, plan)| Better { plan: (*plan).clone(), makespan_ns, part: "incumbent" });
     let known = start.as_ref().map_or(i64::MAX, |x| x.makespan_ns);
-    let shared =
-        Shared { options, begun: Instant::now(), stop: AtomicBool::new(false), best: AtomicI64::new(known), cancel };
+    let shared = Shared { options, begun: Instant::now(), incumbent };
     let (sender, receiver) = mpsc::channel();
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
@@ -149,16 +142,14 @@ pub(crate) fn search(
             threads.push(scope.spawn(move || worker.run(graph)));
         }
         drop(sender);
-        let mut heard = known;
         while let Ok(better) = receiver.recv() {
-            if better.makespan_ns < heard && options.iterations.is_none() {
-                heard = better.makespan_ns;
-                on_better(better);
-            }
+            on_better(better);
         }
         let bests =
             threads.into_iter().filter_map(|thread| thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
-        if let Some(best) = bests.min_by_key(|x| x.makespan_ns).filter(|x| x.makespan_ns < heard) {
+        let best = bests.min_by_key(|x| x.makespan_ns).filter(|x| x.makespan_ns < known);
+        if let (Some(best), Some(_)) = (best, options.iterations) {
+            incumbent.offer(&best.plan, best.makespan_ns);
             on_better(best);
         }
     });

@@ -1,10 +1,11 @@
 //! The engine: constructors, search and MILP, one after another, on one record of the best schedule and
 //! the best bound; it can be stopped at any time, and says why it stopped.
 
+mod lanes;
 mod record;
 
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use record::{Event, PartRecord, Solution, StopReason, TracePoint};
 
@@ -13,14 +14,14 @@ use crate::adaptive::{Constructor, dispatch::ComputeOrder};
 use crate::bound::lower_bound;
 use crate::graph::Graph;
 use crate::method::Method;
-use crate::milp::{self, MilpOptions, MilpStats};
+use crate::milp::MilpStats;
 use crate::order::Order;
 use crate::plan::{Evaluator, Plan};
 use crate::problem::{Infeasible, Problem};
 use crate::schedule::{Op, Schedule};
-use crate::search::{self, SearchOptions};
 use crate::simulate::{simulate, simulate_unlimited};
 use crate::textbook;
+use lanes::Lanes;
 use record::Record;
 
 /// How to solve.
@@ -51,9 +52,6 @@ impl Default for SolveOptions {
         }
     }
 }
-
-/// Threads of the search and of HiGHS.
-const THREADS: usize = 2;
 
 /// The best schedule that the method finds in time, with a bound that no schedule can beat.
 ///
@@ -106,22 +104,15 @@ impl Engine<'_> {
         }
         self.serial();
         self.construct();
-        match self.options.method {
-            Method::Search => self.search(1.0),
-            Method::Milp => self.milp(),
-            Method::Auto => {
-                for method in Method::ALL.into_iter().filter(|x| x.is_textbook()) {
-                    if textbook::applies(self.problem, method) {
-                        self.textbook(method);
-                    }
+        if self.options.method == Method::Auto {
+            for method in Method::ALL.into_iter().filter(|x| x.is_textbook()) {
+                if textbook::applies(self.problem, method) {
+                    self.textbook(method);
                 }
-                if self.options.iterations.is_none() && milp::size(self.problem).binaries <= MILP_BINARIES {
-                    self.search(0.3);
-                    self.milp();
-                }
-                self.search(1.0);
             }
-            _ => {}
+        }
+        if matches!(self.options.method, Method::Search | Method::Milp | Method::Auto) {
+            self.improve();
         }
     }
 
@@ -209,61 +200,15 @@ impl Engine<'_> {
         });
     }
 
-    /// The search, until a share of the time is over.
-    fn search(&mut self, share: f64) {
+    /// Search and exact methods side by side, until the best schedule is proven or the time is over.
+    fn improve(&mut self) {
         if self.record.stopped().is_some() {
             return;
         }
-        let deadline = self.record.begun() + self.options.time_limit.mul_f64(share);
-        let (problem, graph) = (self.problem, self.graph);
-        let (seed, iterations, cancel) = (self.options.seed, self.options.iterations, self.record.cancel());
-        let deadline = deadline.min(self.record.deadline());
-        self.record.part(Method::Search.name(), |record| {
-            let mut evaluator = Evaluator::new(graph);
-            let start = record.schedule().and_then(|x| Plan::from_order(graph, &Order::of(problem, x)).ok());
-            let start = start.and_then(|plan| {
-                let makespan_ns = evaluator.run(graph, &plan, true).ok()?;
-                Some(search::Better { plan, makespan_ns, part: Method::Search.name() })
-            });
-            let target_ns = record.bound_ns();
-            let options = SearchOptions { threads: THREADS, seed, deadline, iterations, target_ns };
-            let mut on_better = |better: search::Better| {
-                offer(record, graph, &mut evaluator, &better.plan, better.makespan_ns, better.part);
-            };
-            search::search(graph, options, start, &mut on_better, cancel);
-            None
-        });
-    }
-
-    fn milp(&mut self) {
-        if self.record.stopped().is_some() {
-            return;
-        }
-        let Some(start) = self.record.schedule().cloned() else { return };
-        let left = self.record.deadline().saturating_duration_since(Instant::now());
-        let options = MilpOptions { time_limit: left, threads: THREADS };
-        let (problem, cancel) = (self.problem, self.record.cancel());
-        let stats = &mut self.milp;
-        self.record.part(Method::Milp.name(), |record| {
-            match milp::improve(problem, &start, record.bound_ns(), &options, &mut |_| {}, cancel) {
-                Ok(outcome) => {
-                    if let Some(schedule) = outcome.schedule {
-                        record.incumbent(schedule, Method::Milp.name());
-                    }
-                    if let Some(bound) = outcome.bound_ns {
-                        record.bound(bound, Method::Milp.name());
-                    }
-                    *stats = Some(outcome.stats);
-                    None
-                }
-                Err(error) => Some(error.to_string()),
-            }
-        });
+        let lanes = Lanes::new(self.problem, self.graph, self.options, self.record.deadline());
+        self.milp = lanes.run(&mut self.record);
     }
 }
-
-/// The MILP is part of `auto` up to this many binaries: above, it does not leave its root in time.
-const MILP_BINARIES: usize = 1_500;
 
 /// Offers a plan to the record, if it is shorter than what is there.
 fn offer(

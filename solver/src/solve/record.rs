@@ -57,7 +57,7 @@ pub struct TracePoint {
 pub struct PartRecord {
     /// Its name.
     pub name: String,
-    /// Time it took, s.
+    /// Time it took, s; of one with several threads, the longest. Parts run side by side.
     pub time_s: f64,
     /// By how much the makespan fell, ns; of the part that found the first schedule, 0.
     pub gain_ns: i64,
@@ -161,20 +161,37 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Runs a part and notes what it did; it returns why it did nothing, where that needs a reason.
+    /// Runs a part and notes how long it took; it returns why it did nothing, where that needs a reason.
     pub(super) fn part(&mut self, name: &str, run: impl FnOnce(&mut Self) -> Option<String>) {
-        (self.on_event)(&Event::Part { name: name.to_owned() });
+        self.begin(name);
         let begun = Instant::now();
-        let (makespan, bound) = (self.makespan_ns(), self.bound_ns);
         let note = run(self);
-        let gain = makespan.zip(self.makespan_ns()).map_or(0, |(before, after)| before - after);
-        self.parts.push(PartRecord {
-            name: name.to_owned(),
-            time_s: begun.elapsed().as_secs_f64(),
-            gain_ns: gain,
-            bound_gain_ns: self.bound_ns - bound,
-            note,
+        self.end(name, begun.elapsed(), note);
+    }
+
+    /// A part begins.
+    pub(super) fn begin(&mut self, name: &str) {
+        self.entry(name);
+        (self.on_event)(&Event::Part { name: name.to_owned() });
+    }
+
+    /// A part, or some of it, has run for a time.
+    pub(super) fn end(&mut self, name: &str, time: Duration, note: Option<String>) {
+        let entry = self.entry(name);
+        entry.time_s += time.as_secs_f64();
+        if note.is_some() {
+            entry.note = note;
+        }
+    }
+
+    /// The record of a part; parts stand in the order in which they were first heard of.
+    fn entry(&mut self, name: &str) -> &mut PartRecord {
+        let at = self.parts.iter().position(|x| x.name == name).unwrap_or_else(|| {
+            let (name, note) = (name.to_owned(), None);
+            self.parts.push(PartRecord { name, time_s: 0.0, gain_ns: 0, bound_gain_ns: 0, note });
+            self.parts.len() - 1
         });
+        &mut self.parts[at]
     }
 
     /// Takes a schedule if it is legal and better than the best. Returns whether it is legal.
@@ -183,6 +200,8 @@ impl<'a> Record<'a> {
             return false;
         }
         if self.makespan_ns().is_none_or(|x| schedule.makespan_ns < x) {
+            let gain = self.makespan_ns().map_or(0, |x| x - schedule.makespan_ns);
+            self.entry(found_by).gain_ns += gain;
             self.best = Some((schedule, found_by.to_owned()));
             let point = self.point(found_by);
             (self.on_event)(&Event::Incumbent(point.clone()));
@@ -194,6 +213,7 @@ impl<'a> Record<'a> {
     /// Takes a bound, if it is better than the best.
     pub(super) fn bound(&mut self, bound_ns: i64, found_by: &str) {
         if bound_ns > self.bound_ns {
+            self.entry(found_by).bound_gain_ns += bound_ns - self.bound_ns;
             self.bound_ns = bound_ns;
             if self.best.is_some() {
                 let point = self.point(found_by);
@@ -224,16 +244,8 @@ impl<'a> Record<'a> {
         self.bound_ns
     }
 
-    pub(super) fn begun(&self) -> Instant {
-        self.begun
-    }
-
     pub(super) fn deadline(&self) -> Instant {
         self.begun + self.time_limit
-    }
-
-    pub(super) fn cancel(&self) -> &'a AtomicBool {
-        self.cancel
     }
 
     /// Why nothing more should be done, if so.

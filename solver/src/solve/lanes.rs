@@ -1,0 +1,184 @@
+//! Search and exact methods side by side, each on its own threads, on one incumbent.
+
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use super::record::Record;
+use super::{SolveOptions, offer};
+use crate::graph::Graph;
+use crate::incumbent::Incumbent;
+use crate::method::Method;
+use crate::milp::{self, MilpOptions, MilpStats};
+use crate::order::Order;
+use crate::plan::{Evaluator, Plan};
+use crate::problem::Problem;
+use crate::schedule::Schedule;
+use crate::search::{self, SearchOptions};
+
+/// Threads in all.
+const THREADS: usize = 2;
+/// The MILP is part of `auto` up to this many binaries: above, it does not leave its root in time.
+const MILP_BINARIES: usize = 1_500;
+/// How often the record looks whether it is time to stop.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What lanes tell the record.
+pub(super) enum News {
+    /// A part begins.
+    Begin(&'static str),
+    /// A part has run for a time; why it did nothing, where that needs a reason.
+    End(&'static str, Duration, Option<String>),
+    /// A plan shorter than all before.
+    Plan(search::Better),
+    /// A schedule that may be shorter.
+    Schedule(Schedule, &'static str),
+    /// A bound, ns.
+    Bound(i64, &'static str),
+    /// What the MILP did.
+    Milp(MilpStats),
+}
+
+/// The lanes of one solve.
+pub(super) struct Lanes<'a> {
+    problem: &'a Problem,
+    graph: &'a Graph<'a>,
+    options: &'a SolveOptions,
+    deadline: Instant,
+}
+
+impl<'a> Lanes<'a> {
+    pub(super) fn new(
+        problem: &'a Problem,
+        graph: &'a Graph<'a>,
+        options: &'a SolveOptions,
+        deadline: Instant,
+    ) -> Self {
+        Lanes { problem, graph, options, deadline }
+    }
+
+    /// Runs all lanes to their end, from the record's schedule.
+    pub(super) fn run(&self, record: &mut Record<'_>) -> Option<MilpStats> {
+        let mut evaluator = Evaluator::new(self.graph);
+        let incumbent = Incumbent::new(record.bound_ns());
+        self.adopt(record.schedule(), &mut evaluator, &incumbent);
+        let method = self.options.method;
+        let repeatable = self.options.iterations.is_some();
+        let searches = method != Method::Milp;
+        let exact = method == Method::Milp || method == Method::Auto && !repeatable;
+        let mut stats = None;
+        let (sender, receiver) = mpsc::channel();
+        std::thread::scope(|scope| {
+            if searches {
+                let (lane, incumbent) =
+                    (Lane { lanes: self, incumbent: &incumbent, sender: sender.clone() }, &incumbent);
+                let threads = if exact && self.milp_is_small() { THREADS - 1 } else { THREADS };
+                scope.spawn(move || lane.search(threads, incumbent));
+            }
+            if exact {
+                let lane = Lane { lanes: self, incumbent: &incumbent, sender: sender.clone() };
+                let threads = if searches { 1 } else { THREADS };
+                scope.spawn(move || lane.exact(threads));
+            }
+            drop(sender);
+            loop {
+                match receiver.recv_timeout(POLL) {
+                    Ok(News::Begin(name)) => record.begin(name),
+                    Ok(News::End(name, time, note)) => record.end(name, time, note),
+                    Ok(News::Plan(x)) => offer(record, self.graph, &mut evaluator, &x.plan, x.makespan_ns, x.part),
+                    Ok(News::Schedule(schedule, part)) => {
+                        if record.makespan_ns().is_none_or(|x| schedule.makespan_ns < x)
+                            && record.incumbent(schedule, part)
+                        {
+                            self.adopt(record.schedule(), &mut evaluator, &incumbent);
+                        }
+                    }
+                    Ok(News::Bound(bound_ns, part)) => {
+                        incumbent.raise_bound(bound_ns);
+                        record.bound(bound_ns, part);
+                    }
+                    Ok(News::Milp(x)) => stats = Some(x),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+                if record.stopped().is_some() {
+                    incumbent.stop_all();
+                }
+            }
+        });
+        stats
+    }
+
+    /// Makes the plan of a schedule the incumbent, if it has one.
+    fn adopt(&self, schedule: Option<&Schedule>, evaluator: &mut Evaluator, incumbent: &Incumbent) {
+        let order = schedule.map(|x| Order::of(self.problem, x));
+        let Some(plan) = order.and_then(|x| Plan::from_order(self.graph, &x).ok()) else { return };
+        if let Ok(makespan_ns) = evaluator.run(self.graph, &plan, true) {
+            incumbent.offer(&plan, makespan_ns);
+        }
+    }
+
+    fn milp_is_small(&self) -> bool {
+        milp::size(self.problem).binaries <= MILP_BINARIES
+    }
+}
+
+/// What one lane works with.
+struct Lane<'a> {
+    lanes: &'a Lanes<'a>,
+    incumbent: &'a Incumbent,
+    sender: Sender<News>,
+}
+
+impl Lane<'_> {
+    fn tell(&self, news: News) {
+        // The record listens until all lanes are done.
+        let _ = self.sender.send(news);
+    }
+
+    /// Policies, then annealing.
+    fn search(self, threads: usize, incumbent: &Incumbent) {
+        let SolveOptions { seed, iterations, .. } = *self.lanes.options;
+        let options = SearchOptions { threads, seed, deadline: self.lanes.deadline, iterations };
+        let begun = Instant::now();
+        self.tell(News::Begin(Method::Search.name()));
+        search::search(self.lanes.graph, options, incumbent, &mut |better| self.tell(News::Plan(better)));
+        self.tell(News::End(Method::Search.name(), begun.elapsed(), None));
+    }
+
+    /// Bounds and MILPs.
+    fn exact(self, threads: usize) {
+        if self.lanes.options.method == Method::Milp || self.lanes.milp_is_small() {
+            self.milp(threads);
+        }
+    }
+
+    fn milp(&self, threads: usize) {
+        let Lanes { problem, graph, deadline, .. } = *self.lanes;
+        let mut evaluator = Evaluator::new(graph);
+        let Some((_, plan)) = self.incumbent.plan() else { return };
+        if self.incumbent.is_stopped() || evaluator.run(graph, &plan, true).is_err() {
+            return;
+        }
+        let start = evaluator.schedule(graph, &plan);
+        let name = Method::Milp.name();
+        let begun = Instant::now();
+        self.tell(News::Begin(name));
+        let options = MilpOptions { time_limit: deadline.saturating_duration_since(begun), threads };
+        let bound_ns = self.incumbent.bound_ns();
+        let outcome = milp::improve(problem, &start, bound_ns, &options, &mut |_| {}, self.incumbent.stop());
+        let note = match outcome {
+            Ok(outcome) => {
+                if let Some(schedule) = outcome.schedule {
+                    self.tell(News::Schedule(schedule, name));
+                }
+                if let Some(bound_ns) = outcome.bound_ns {
+                    self.tell(News::Bound(bound_ns, name));
+                }
+                self.tell(News::Milp(outcome.stats));
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        self.tell(News::End(name, begun.elapsed(), note));
+    }
+}
