@@ -27,6 +27,16 @@ pub enum Method {
     /// Zero Bubble V: two chunks a device in a V, 1F1B's memory (Qi et al. 2024).
     #[serde(rename = "zb-v")]
     ZbV,
+    /// V-Half: two chunks a device in a V, half of 1F1B's memory and half of its bubble (Qi et al. 2024).
+    #[serde(rename = "v-half")]
+    VHalf,
+    /// V-Min: two chunks a device in a V, a third of 1F1B's memory (Qi et al. 2024).
+    #[serde(rename = "v-min")]
+    VMin,
+    /// PipeOffload: microbatches go through the chunks in groups, and the activations of a device's first
+    /// chunks are offloaded; group size and number of chunks are searched (Wan et al. 2025).
+    #[serde(rename = "pipe-offload")]
+    PipeOffload,
     /// List scheduling that offloads where memory demands it.
     #[serde(rename = "adaptive-offload")]
     AdaptiveOffload,
@@ -44,13 +54,16 @@ pub enum Method {
 
 impl Method {
     /// Every method, the textbook ones first.
-    pub const ALL: [Method; 10] = [
+    pub const ALL: [Method; 13] = [
         Method::Gpipe,
         Method::OneFOneB,
         Method::Interleaved,
         Method::ZbH1,
         Method::ZbH2,
         Method::ZbV,
+        Method::VHalf,
+        Method::VMin,
+        Method::PipeOffload,
         Method::AdaptiveOffload,
         Method::Search,
         Method::Milp,
@@ -66,6 +79,9 @@ impl Method {
             Method::ZbH1 => "zb-h1",
             Method::ZbH2 => "zb-h2",
             Method::ZbV => "zb-v",
+            Method::VHalf => "v-half",
+            Method::VMin => "v-min",
+            Method::PipeOffload => "pipe-offload",
             Method::AdaptiveOffload => "adaptive-offload",
             Method::Search => "search",
             Method::Milp => "milp",
@@ -75,8 +91,8 @@ impl Method {
 
     /// Whether the method is a fixed order from the literature ([`crate::textbook`]).
     pub fn is_textbook(self) -> bool {
-        use Method::{Gpipe, Interleaved, OneFOneB, ZbH1, ZbH2, ZbV};
-        matches!(self, Gpipe | OneFOneB | Interleaved | ZbH1 | ZbH2 | ZbV)
+        use Method::{Gpipe, Interleaved, OneFOneB, VHalf, VMin, ZbH1, ZbH2, ZbV};
+        matches!(self, Gpipe | OneFOneB | Interleaved | ZbH1 | ZbH2 | ZbV | VHalf | VMin)
     }
 }
 

@@ -113,6 +113,30 @@ impl Policy {
         (0..third).flat_map(|i| [grid[i], grid[third + i], grid[2 * third + i]]).collect()
     }
 
+    /// The sets of PipeOffload (Wan et al., arXiv 2503.01328): group sizes, numbers of chunks that are
+    /// offloaded whole as soon as their F ends, microbatches in flight.
+    pub(crate) fn pipe_offload(devices: usize, chunks: usize) -> impl Iterator<Item = Policy> {
+        let mut groups = vec![1, 2, devices.div_ceil(2), devices, 2 * devices];
+        groups.sort_unstable();
+        groups.dedup();
+        groups.into_iter().flat_map(move |group| {
+            (0..=chunks).flat_map(move |off| {
+                [1.0, 1.5, 2.5].map(|in_flight| Policy {
+                    in_flight,
+                    extra: 1,
+                    group,
+                    weights_last: 1e9,
+                    resident: 1.0,
+                    chunks: off,
+                    paced: off > 0,
+                    eager: 0.0,
+                    prefetch: 2.0,
+                    ..Policy::SERIAL
+                })
+            })
+        })
+    }
+
     /// Sets that differ in how offloads are added to a given compute order.
     pub(crate) fn completions() -> impl Iterator<Item = Policy> {
         use CopyRule::{Due, FirstReady};

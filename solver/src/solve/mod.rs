@@ -96,8 +96,11 @@ impl Engine<'_> {
             None
         });
         self.start();
-        if self.options.method.is_textbook() {
-            self.textbook(self.options.method);
+        if self.options.method.is_textbook() || self.options.method == Method::PipeOffload {
+            match self.options.method {
+                Method::PipeOffload => self.pipe_offload(),
+                method => self.textbook(method),
+            }
             if self.record.schedule().is_some() {
                 return;
             }
@@ -110,6 +113,7 @@ impl Engine<'_> {
                     self.textbook(method);
                 }
             }
+            self.pipe_offload();
         }
         if matches!(self.options.method, Method::Search | Method::Milp | Method::Auto) {
             self.improve();
@@ -143,24 +147,34 @@ impl Engine<'_> {
 
     /// The fixed set of policies.
     fn construct(&mut self) {
+        self.policies(Method::AdaptiveOffload, Policy::grid(self.problem.devices));
+    }
+
+    /// PipeOffload's groups and chunks, all of them.
+    fn pipe_offload(&mut self) {
+        let devices = 0..self.problem.devices;
+        let chunks = devices.map(|d| self.problem.stages_of(d).count()).max().unwrap_or(0);
+        self.policies(Method::PipeOffload, Policy::pipe_offload(self.problem.devices, chunks));
+    }
+
+    /// The schedules of policies, until the time is over.
+    fn policies(&mut self, method: Method, policies: impl IntoIterator<Item = Policy>) {
+        if self.record.schedule().is_some() && self.record.stopped().is_some() {
+            return;
+        }
         let mut constructor = Constructor::new(self.graph);
-        self.record.part(Method::AdaptiveOffload.name(), |record| {
-            for policy in Policy::grid(self.problem.devices) {
-                if record.stopped().is_some() {
-                    break;
+        self.record.part(method.name(), |record| {
+            let mut fits = false;
+            for policy in policies {
+                if record.schedule().is_some() && record.stopped().is_some() {
+                    return None;
                 }
                 if let Some((plan, makespan)) = constructor.construct(&policy) {
-                    offer(
-                        record,
-                        self.graph,
-                        &mut constructor.evaluator,
-                        &plan,
-                        makespan,
-                        Method::AdaptiveOffload.name(),
-                    );
+                    fits = true;
+                    offer(record, self.graph, &mut constructor.evaluator, &plan, makespan, method.name());
                 }
             }
-            None
+            if fits { None } else { Some("none of its schedules fits in memory".to_owned()) }
         });
     }
 

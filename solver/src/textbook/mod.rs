@@ -1,9 +1,11 @@
-//! The schedules of the literature, as orders: GPipe, 1F1B, interleaved 1F1B, ZB-H1, ZB-H2, ZB-V.
+//! The schedules of the literature, as orders: GPipe, 1F1B, interleaved 1F1B, ZB-H1, ZB-H2, ZB-V, V-Half,
+//! V-Min.
 //!
 //! Each is a fixed order of F, B and W for a kind of placement, whatever the times are; none offloads.
 //! Closed forms for equal times and no communication are in the tests. Where W cannot be split off
 //! (`split_backward: false`), it follows its B at once.
 
+mod controllable;
 mod zero_bubble;
 
 use crate::method::Method;
@@ -48,7 +50,7 @@ pub fn order(problem: &Problem, method: Method) -> Result<Order, MethodError> {
     if method.is_textbook() && !applies(problem, method) {
         let needs = match method {
             Method::Interleaved => "the stages dealt out to the devices in turn, two or more a device",
-            Method::ZbV => "two stages a device, down the devices and back up (vshape)",
+            Method::ZbV | Method::VHalf | Method::VMin => "two stages a device, down the devices and back up (vshape)",
             _ => "one stage a device",
         };
         return Err(MethodError::Placement { method, needs });
@@ -60,6 +62,8 @@ pub fn order(problem: &Problem, method: Method) -> Result<Order, MethodError> {
         Method::ZbH2 => Ok(finish(problem, zero_bubble::h2(problem))),
         Method::Interleaved => interleaved(problem),
         Method::ZbV => Ok(finish(problem, zero_bubble::v(problem))),
+        Method::VHalf => Ok(finish(problem, controllable::half(problem))),
+        Method::VMin => Ok(finish(problem, controllable::min(problem))),
         other => Err(MethodError::NotTextbook(other)),
     }
 }
@@ -70,7 +74,7 @@ pub(crate) fn applies(problem: &Problem, method: Method) -> bool {
         Method::Gpipe => true,
         Method::OneFOneB | Method::ZbH1 | Method::ZbH2 => chunks(problem) == Some(1),
         Method::Interleaved => chunks(problem).is_some_and(|v| v > 1),
-        Method::ZbV => is_vee(problem),
+        Method::ZbV | Method::VHalf | Method::VMin => is_vee(problem),
         _ => false,
     }
 }

@@ -87,6 +87,26 @@ fn zb_v_has_no_idle_time_within_a_span_at_the_memory_of_1f1b() {
 }
 
 #[test]
+fn v_half_and_v_min_trade_bubble_for_memory() {
+    // Shares of the bubble and memory of 1F1B; above that, what W that wait and the microbatch that is
+    // running hold.
+    for (method, bubble, memory) in [(Method::VHalf, 1.0 / 2.0, 1.0 / 2.0), (Method::VMin, 2.0 / 3.0, 1.0 / 3.0)] {
+        for (p, m) in [(1, 3), (2, 6), (3, 9), (4, 12), (5, 15), (6, 18), (7, 14), (8, 24), (12, 24), (16, 48)] {
+            let placement = (0..p).chain((0..p).rev()).collect();
+            let problem = uniform(p, placement, m);
+            let schedule = schedule(&problem, method).unwrap();
+            let report = check(&problem, &schedule);
+            let idle = report.makespan_ns - (6 * m) as i64;
+            let most = *report.peak_bytes.iter().max().unwrap();
+            // Of 1F1B with both stages as one: 6 (p - 1) idle, 2 p activations of 2 bytes.
+            let (idle_1f1b, most_1f1b) = ((6 * (p - 1)) as f64, (4 * p) as f64);
+            assert!(idle as f64 <= bubble * idle_1f1b + 1e-9, "{method} p={p} m={m}: idle {idle}");
+            assert!(most as f64 <= memory * most_1f1b + 6.0, "{method} p={p} m={m}: {most} bytes");
+        }
+    }
+}
+
+#[test]
 fn a_method_names_the_placement_that_it_needs() {
     let problem = uniform(2, vec![0, 1, 0, 1], 4);
     let error = schedule(&problem, Method::ZbV).unwrap_err();

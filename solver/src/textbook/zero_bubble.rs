@@ -1,5 +1,7 @@
 //! Zero Bubble (Qi et al., arXiv 2401.10241) and its V placement (arXiv 2405.15362).
 
+use std::collections::VecDeque;
+
 use super::{Ranks, one_f_one_b, op};
 use crate::problem::Problem;
 use crate::schedule::{Op, OpKind};
@@ -8,48 +10,48 @@ use crate::schedule::{Op, OpKind};
 /// of 1F1B's first stage.
 pub(super) fn h1(problem: &Problem) -> Ranks {
     let last = problem.stages() - 1;
-    fill(problem, &one_f_one_b(problem, |s| last - s), |s| s)
+    fill(problem, &one_f_one_b(problem, |s| last - s), |s| s).0
 }
 
 /// ZB-H2: twice as many F ahead, enough to compute until the first B comes, and up to 2s W waiting.
 pub(super) fn h2(problem: &Problem) -> Ranks {
     let last = problem.stages() - 1;
-    fill(problem, &one_f_one_b(problem, |s| 2 * (last - s)), |s| 2 * s)
+    fill(problem, &one_f_one_b(problem, |s| 2 * (last - s)), |s| 2 * s).0
 }
 
-/// Inserts W: where the stage would be idle if every op took one unit of time and sending none, and
-/// where more than `most(s)` would wait.
-fn fill(problem: &Problem, ranks: &Ranks, most: impl Fn(usize) -> usize) -> Ranks {
+/// Inserts W: where the rank would be idle if every op took one unit of time and sending none, and
+/// where more than `most(rank)` would wait. Returns the time that this takes, too.
+pub(super) fn fill(problem: &Problem, ranks: &Ranks, most: impl Fn(usize) -> usize) -> (Ranks, usize) {
     let (stages, m) = (problem.stages(), problem.microbatches);
-    let mut filled: Ranks = vec![Vec::with_capacity(3 * m); stages];
-    let mut at = vec![0; stages];
-    // How many F, B, W each stage has done.
-    let mut done = vec![[0; 3]; stages];
-    while filled.iter().any(|x| x.len() < 3 * m) {
-        let before = done.clone();
-        for s in 0..stages {
-            let [_, b, w] = before[s];
-            let next = ranks[s].get(at[s]).copied();
-            let ready = next.filter(|x| match x.kind {
-                OpKind::F => s == 0 || before[s - 1][0] > x.microbatch,
-                _ if s + 1 == stages => before[s][0] > x.microbatch,
-                _ => before[s + 1][1] > x.microbatch,
+    let mut filled: Ranks = ranks.iter().map(|x| Vec::with_capacity(3 * x.len() / 2)).collect();
+    let mut at = vec![0; ranks.len()];
+    let mut waiting = vec![VecDeque::new(); ranks.len()];
+    // When F and B of each stage and microbatch end.
+    let mut end = [vec![usize::MAX; stages * m], vec![usize::MAX; stages * m]];
+    let mut now = 0;
+    while at.iter().zip(ranks).any(|(&at, rank)| at < rank.len()) || waiting.iter().any(|x| !x.is_empty()) {
+        for (r, rank) in ranks.iter().enumerate() {
+            let has = |kind: usize, s: usize, j: usize| end[kind][s * m + j] <= now;
+            let ready = rank.get(at[r]).copied().filter(|x| match x.kind {
+                OpKind::F => x.stage == 0 || has(0, x.stage - 1, x.microbatch),
+                _ if x.stage + 1 == stages => has(0, x.stage, x.microbatch),
+                _ => has(1, x.stage + 1, x.microbatch),
             });
             match ready {
-                Some(x) if b - w <= most(s) => {
-                    at[s] += 1;
-                    done[s][usize::from(x.kind == OpKind::B)] += 1;
-                    filled[s].push(x);
+                Some(x) if waiting[r].len() <= most(r) => {
+                    at[r] += 1;
+                    end[usize::from(x.kind == OpKind::B)][x.stage * m + x.microbatch] = now + 1;
+                    filled[r].push(x);
+                    if x.kind == OpKind::B {
+                        waiting[r].push_back(op(OpKind::W, x.stage, x.microbatch));
+                    }
                 }
-                _ if w < b => {
-                    done[s][2] += 1;
-                    filled[s].push(op(OpKind::W, s, w));
-                }
-                _ => {}
+                _ => filled[r].extend(waiting[r].pop_front()),
             }
         }
+        now += 1;
     }
-    filled
+    (filled, now)
 }
 
 /// ZB-V: stage r and stage S-1-r on one device, each microbatch down and back up. The pattern is made
