@@ -31,11 +31,11 @@ pub(crate) struct Shape {
     /// Stages of each device.
     pub(crate) stages_of: Vec<Vec<usize>>,
     /// Place of each stage among its device's.
-    chunk: Vec<usize>,
+    pub(super) chunk: Vec<usize>,
     /// Microbatches in flight that keep the pipeline busy, a stage.
-    needed: Vec<f64>,
+    pub(super) needed: Vec<f64>,
     /// Place of a device along the pipeline, 0 to 1.
-    depth: Vec<f64>,
+    pub(super) depth: Vec<f64>,
 }
 
 impl Shape {

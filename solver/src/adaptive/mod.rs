@@ -1,6 +1,7 @@
 //! Adaptive offload: a compute order by list scheduling ([`dispatch`]), then what to offload so that it
 //! fits ([`evict`]), then the order of the copies ([`replay`]); or, by the policy's choice, list scheduling
-//! of compute and copies together ([`copies`]).
+//! of compute and copies together, at the pace of the channels ([`copies`]) or in a timetable of theirs
+//! ([`timetable`]).
 //!
 //! Where a legal schedule exists at all, so does one that runs a microbatch at a time with everything
 //! offloaded that must be; [`construct_serial`] finds that one, so a schedule is always found.
@@ -10,10 +11,13 @@ pub(crate) mod dispatch;
 pub(crate) mod evict;
 pub(crate) mod policy;
 pub(crate) mod replay;
+#[cfg(test)]
+mod tests;
+mod timetable;
 
 use dispatch::{ComputeOrder, Shape};
 use evict::Rule;
-use policy::Policy;
+use policy::{Copying, Policy};
 
 use crate::graph::Graph;
 use crate::plan::{Evaluator, Plan};
@@ -26,13 +30,16 @@ pub(crate) struct Constructor<'p> {
     shape: Shape,
     pub(crate) evaluator: Evaluator,
     marks: evict::Marks,
+    timetable: timetable::Timetable,
 }
 
 impl<'p> Constructor<'p> {
     pub(crate) fn new(graph: &'p Graph<'p>) -> Self {
+        let shape = Shape::new(graph);
         Constructor {
             graph,
-            shape: Shape::new(graph),
+            timetable: timetable::Timetable::new(graph, &shape),
+            shape,
             evaluator: Evaluator::new(graph),
             marks: evict::Marks::new(graph),
         }
@@ -45,7 +52,13 @@ impl<'p> Constructor<'p> {
 
     /// The policy's plan and makespan; `None` where its compute order cannot be made to fit.
     pub(crate) fn construct(&mut self, policy: &Policy) -> Option<(Plan, i64)> {
-        if policy.paced {
+        if policy.copying == Copying::Timetable {
+            let made = self.timetable.construct(self.graph, &self.shape, policy)?;
+            let plan = Plan::new(self.graph, made.sequences, made.channels);
+            let makespan = self.evaluator.run(self.graph, &plan, true).ok()?;
+            return Some((plan, makespan));
+        }
+        if policy.copying == Copying::Paced {
             let (order, copies) = dispatch::dispatch_with_copies(self.graph, &self.shape, policy)?;
             let plan = Plan::new(self.graph, order.sequences, copies);
             let makespan = self.evaluator.run(self.graph, &plan, true).ok()?;

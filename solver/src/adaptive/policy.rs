@@ -29,9 +29,14 @@ pub(crate) struct Policy {
     /// Only this many first stages of each device count as less than resident: the ones whose activations
     /// live longest (selective offload, Wan et al. 2025, PipeOffload).
     pub(crate) chunks: usize,
-    /// Whether the copies are simulated with the compute order, at the pace of the channels; else they are
-    /// chosen afterwards.
-    pub(crate) paced: bool,
+    /// How copies are chosen.
+    pub(crate) copying: Copying,
+    /// With a timetable: so many reloads of a device are booked at a time.
+    pub(crate) ahead: usize,
+    /// With a timetable: reloads are booked as late as can be, else as early.
+    pub(crate) late: bool,
+    /// With a timetable: W goes before an F that would have to wait for an offload.
+    pub(crate) weights_before: bool,
     /// With paced copies, so many of the last microbatches stay.
     pub(crate) kept: usize,
     /// Share of the memory kept free for reloading ahead of need.
@@ -42,6 +47,17 @@ pub(crate) struct Policy {
     pub(crate) prefetch: f64,
     /// How a channel chooses among copies that are ready.
     pub(crate) copies: CopyRule,
+}
+
+/// When copies are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Copying {
+    /// When the compute order is known ([`super::evict`]).
+    After,
+    /// With the compute order, at the pace of the channels ([`super::copies`]).
+    Paced,
+    /// With the compute order, in a timetable that is open towards the past ([`super::timetable`]).
+    Timetable,
 }
 
 /// How a channel chooses among copies that are ready.
@@ -70,7 +86,10 @@ impl Policy {
         forward_patience: 0.0,
         resident: 0.0,
         chunks: usize::MAX,
-        paced: false,
+        copying: Copying::After,
+        ahead: 1,
+        late: false,
+        weights_before: true,
         kept: 0,
         spare: 0.0,
         eager: f64::INFINITY,
@@ -91,7 +110,10 @@ impl Policy {
             forward_patience: 0.0,
             resident: 1.0,
             chunks: usize::MAX,
-            paced: false,
+            copying: Copying::After,
+            ahead: 1,
+            late: false,
+            weights_before: true,
             kept: 1,
             spare: 0.0,
             eager: f64::INFINITY,
@@ -99,18 +121,23 @@ impl Policy {
             copies: CopyRule::Due,
         };
         let mut grid = Vec::new();
-        for (resident, chunks, paced) in [(1.0, usize::MAX, false), (0.5, usize::MAX, true), (0.0, 1, false)] {
+        for (resident, chunks, copying) in [
+            (1.0, usize::MAX, Copying::After),
+            (0.5, usize::MAX, Copying::Paced),
+            (0.0, 1, Copying::After),
+            (1.0, usize::MAX, Copying::Timetable),
+        ] {
             for in_flight in [1.5, 1.0, 2.5] {
                 for (group, forward_first) in
                     [(devices, 0.0), (1, 0.0), (2, 0.0), (devices, 1.0), (4, 0.5), (2 * devices, 0.5)]
                 {
-                    grid.push(Policy { resident, chunks, paced, in_flight, group, forward_first, ..base });
+                    grid.push(Policy { resident, chunks, copying, in_flight, group, forward_first, ..base });
                 }
             }
         }
-        // Interleave the three shares of residence, so that the first few sets differ.
-        let third = grid.len() / 3;
-        (0..third).flat_map(|i| [grid[i], grid[third + i], grid[2 * third + i]]).collect()
+        // Interleave the kinds, so that the first few sets differ.
+        let part = grid.len() / 4;
+        (0..part).flat_map(|i| (0..4).map(move |k| k * part + i)).map(|i| grid[i]).collect()
     }
 
     /// The sets of PipeOffload (Wan et al., arXiv 2503.01328): group sizes, numbers of chunks that are
@@ -174,7 +201,10 @@ impl Policy {
             forward_patience: patience(rng),
             resident: [0.0, 1.0, rng.random::<f64>(), rng.random::<f64>()][rng.random_range(0..4)],
             chunks: if rng.random() { usize::MAX } else { rng.random_range(1..=4) },
-            paced: rng.random(),
+            copying: Copying::random(rng),
+            ahead: rng.random_range(1..5),
+            late: rng.random(),
+            weights_before: rng.random(),
             kept: rng.random_range(0..2 + devices / 2),
             spare: if rng.random::<bool>() { 0.0 } else { 0.5 * rng.random::<f64>() },
             eager: if rng.random() { f64::INFINITY } else { 6.0 * rng.random::<f64>() },
@@ -188,7 +218,7 @@ impl Policy {
         for _ in 0..rng.random_range(1..4) {
             let other = Policy::random(rng, devices);
             let scale = 0.7 + 0.6 * rng.random::<f64>();
-            match rng.random_range(0..16) {
+            match rng.random_range(0..19) {
                 0 => self.in_flight = (self.in_flight * scale).max(0.1),
                 1 => self.extra = other.extra,
                 2 => self.forward_first = other.forward_first,
@@ -202,12 +232,22 @@ impl Policy {
                 10 => self.prefetch = other.prefetch,
                 11 => self.chunks = other.chunks,
                 12 => self.eager = other.eager,
-                13 => self.paced = other.paced,
+                13 => self.copying = other.copying,
+                15 => self.ahead = other.ahead,
+                16 => self.late = other.late,
+                17 => self.weights_before = other.weights_before,
                 14 => self.kept = other.kept,
                 _ => self.copies = other.copies,
             }
         }
         self
+    }
+}
+
+impl Copying {
+    fn random(rng: &mut Pcg64Mcg) -> Copying {
+        use Copying::{After, Paced, Timetable};
+        [After, Paced, Timetable, Timetable][rng.random_range(0..4)]
     }
 }
 
