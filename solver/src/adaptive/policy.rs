@@ -155,7 +155,7 @@ impl Policy {
                     weights_last: 1e9,
                     resident: 1.0,
                     chunks: off,
-                    paced: off > 0,
+                    copying: if off > 0 { Copying::Paced } else { Copying::After },
                     eager: 0.0,
                     prefetch: 2.0,
                     ..Policy::SERIAL
