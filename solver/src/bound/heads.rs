@@ -11,6 +11,14 @@ pub(super) struct Heads {
     pub(super) w: Vec<i64>,
 }
 
+impl Heads {
+    /// Nothing is known.
+    pub(super) fn none(p: &Problem) -> Self {
+        let none = vec![0; p.stages() * p.microbatches];
+        Heads { f: none.clone(), b: none.clone(), w: none }
+    }
+}
+
 /// The stages of one device, as stage s sees them.
 struct Own {
     /// Stages at or before s.

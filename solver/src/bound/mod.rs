@@ -11,12 +11,15 @@
 
 mod area;
 mod heads;
+mod period;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::problem::Problem;
 use heads::Heads;
+
+pub use period::period_bound;
 
 /// A lower bound on the makespan of any legal schedule, ns: the best of three, rounded up to a multiple
 /// of the common divisor of all times (some optimal schedule starts every op at a sum of times).

@@ -14,6 +14,7 @@ use rand_pcg::Pcg64Mcg;
 
 use crate::graph::Graph;
 use crate::incumbent::Incumbent;
+use crate::objective::Objective;
 use crate::plan::Plan;
 
 /// How long and how to search.
@@ -26,6 +27,7 @@ pub(crate) struct SearchOptions {
     /// Evaluations of each thread, at most; with the deadline far enough, the same seed then finds the
     /// same schedule.
     pub(crate) iterations: Option<u64>,
+    pub(crate) objective: Objective,
 }
 
 /// The parts of the search, as they are named in records.
@@ -112,7 +114,12 @@ impl Worker<'_> {
 
     fn run(mut self, graph: &Graph<'_>) -> Option<Better> {
         // Annealing gains little where plans are long: constructions get most of the time there.
-        let share = if graph.pairs > LONG { 0.75 } else { 0.35 };
+        // It judges by the makespan, so a period is left to constructions.
+        let share = match self.shared.options.objective {
+            Objective::Makespan if graph.pairs > LONG => 0.75,
+            Objective::Makespan => 0.35,
+            Objective::Period => 1.0,
+        };
         let others = policies::search(graph, &mut self, share);
         anneal::anneal(graph, &mut self, &others);
         self.best

@@ -6,6 +6,7 @@ use super::{POLICIES, Worker};
 use crate::adaptive::Constructor;
 use crate::adaptive::policy::Policy;
 use crate::graph::Graph;
+use crate::objective::{self, Objective};
 use crate::plan::Plan;
 
 /// Policies that are kept and mutated.
@@ -31,10 +32,15 @@ pub(super) fn search(graph: &Graph<'_>, worker: &mut Worker<'_>, share: f64) -> 
         };
         worker.evaluations += constructor.cost();
         let Some((plan, makespan)) = constructor.construct(&policy) else { continue };
-        worker.found(&plan, makespan, POLICIES);
-        let at = pool.partition_point(|x| x.0 < makespan);
-        if pool.get(at).is_none_or(|x| x.0 != makespan || x.1 != policy) {
-            pool.insert(at, (makespan, policy));
+        let value = match worker.shared.options.objective {
+            Objective::Makespan => Some(makespan),
+            Objective::Period => objective::evaluate(Objective::Period, graph, &mut constructor.evaluator, &plan),
+        };
+        let Some(value) = value else { continue };
+        worker.found(&plan, value, POLICIES);
+        let at = pool.partition_point(|x| x.0 < value);
+        if pool.get(at).is_none_or(|x| x.0 != value || x.1 != policy) {
+            pool.insert(at, (value, policy));
             pool.truncate(POOL);
         }
     }

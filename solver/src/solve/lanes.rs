@@ -9,6 +9,7 @@ use crate::graph::Graph;
 use crate::incumbent::Incumbent;
 use crate::method::Method;
 use crate::milp::{self, MilpOptions, MilpStats};
+use crate::objective::{self, Objective};
 use crate::order::Order;
 use crate::plan::{Evaluator, Plan};
 use crate::problem::Problem;
@@ -64,7 +65,9 @@ impl<'a> Lanes<'a> {
         let method = self.options.method;
         let repeatable = self.options.iterations.is_some();
         let searches = method != Method::Milp;
-        let exact = method == Method::Milp || method == Method::Auto && !repeatable;
+        // The bounds and the MILP are those of the makespan.
+        let makespan = self.options.objective == Objective::Makespan;
+        let exact = makespan && (method == Method::Milp || method == Method::Auto && !repeatable);
         let mut stats = None;
         let (sender, receiver) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -84,11 +87,11 @@ impl<'a> Lanes<'a> {
                 match receiver.recv_timeout(POLL) {
                     Ok(News::Begin(name)) => record.begin(name),
                     Ok(News::End(name, time, note)) => record.end(name, time, note),
-                    Ok(News::Plan(x)) => offer(record, self.graph, &mut evaluator, &x.plan, x.makespan_ns, x.part),
+                    Ok(News::Plan(x)) => {
+                        offer(record, self.graph, &mut evaluator, &x.plan, x.part);
+                    }
                     Ok(News::Schedule(schedule, part)) => {
-                        if record.makespan_ns().is_none_or(|x| schedule.makespan_ns < x)
-                            && record.incumbent(schedule, part)
-                        {
+                        if record.incumbent(schedule, part) {
                             self.adopt(record.schedule(), &mut evaluator, &incumbent);
                         }
                     }
@@ -112,8 +115,8 @@ impl<'a> Lanes<'a> {
     fn adopt(&self, schedule: Option<&Schedule>, evaluator: &mut Evaluator, incumbent: &Incumbent) {
         let order = schedule.map(|x| Order::of(self.problem, x));
         let Some(plan) = order.and_then(|x| Plan::from_order(self.graph, &x).ok()) else { return };
-        if let Ok(makespan_ns) = evaluator.run(self.graph, &plan, true) {
-            incumbent.offer(&plan, makespan_ns);
+        if let Some(value_ns) = objective::evaluate(self.options.objective, self.graph, evaluator, &plan) {
+            incumbent.offer(&plan, value_ns);
         }
     }
 
@@ -137,8 +140,8 @@ impl Lane<'_> {
 
     /// Policies, then annealing.
     fn search(self, threads: usize, incumbent: &Incumbent) {
-        let SolveOptions { seed, iterations, .. } = *self.lanes.options;
-        let options = SearchOptions { threads, seed, deadline: self.lanes.deadline, iterations };
+        let SolveOptions { seed, iterations, objective, .. } = *self.lanes.options;
+        let options = SearchOptions { threads, seed, deadline: self.lanes.deadline, iterations, objective };
         let begun = Instant::now();
         self.tell(News::Begin(Method::Search.name()));
         search::search(self.lanes.graph, options, incumbent, &mut |better| self.tell(News::Plan(better)));

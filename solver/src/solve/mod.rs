@@ -11,15 +11,16 @@ pub use record::{Event, PartRecord, Solution, StopReason, TracePoint};
 
 use crate::adaptive::policy::Policy;
 use crate::adaptive::{Constructor, dispatch::ComputeOrder};
-use crate::bound::lower_bound;
+use crate::bound::{lower_bound, period_bound};
 use crate::graph::Graph;
 use crate::method::Method;
 use crate::milp::MilpStats;
+use crate::objective::{self, Objective};
 use crate::order::Order;
 use crate::plan::{Evaluator, Plan};
 use crate::problem::{Infeasible, Problem};
 use crate::schedule::{Op, Schedule};
-use crate::simulate::{simulate, simulate_unlimited};
+use crate::simulate::simulate_unlimited;
 use crate::textbook;
 use lanes::Lanes;
 use record::Record;
@@ -29,6 +30,8 @@ use record::Record;
 pub struct SolveOptions {
     /// What to use.
     pub method: Method,
+    /// What to minimise.
+    pub objective: Objective,
     /// When to stop, at the latest. The first schedule is made whatever the limit.
     pub time_limit: Duration,
     /// Seed of everything random.
@@ -45,6 +48,7 @@ impl Default for SolveOptions {
     fn default() -> Self {
         SolveOptions {
             method: Method::Auto,
+            objective: Objective::Makespan,
             time_limit: Duration::from_secs(30),
             seed: 0,
             start: None,
@@ -74,7 +78,7 @@ pub fn solve(
         problem,
         graph: &graph,
         options,
-        record: Record::new(problem, options.time_limit, on_event, cancel),
+        record: Record::new(problem, options.objective, options.time_limit, on_event, cancel),
         milp: None,
     };
     engine.run();
@@ -92,7 +96,11 @@ struct Engine<'a> {
 impl Engine<'_> {
     fn run(&mut self) {
         self.record.part("bound", |record| {
-            record.bound(lower_bound(self.problem), "bound");
+            let bound_ns = match self.options.objective {
+                Objective::Makespan => lower_bound(self.problem),
+                Objective::Period => period_bound(self.problem),
+            };
+            record.bound(bound_ns, "bound");
             None
         });
         self.start();
@@ -127,8 +135,8 @@ impl Engine<'_> {
             if !record.incumbent(start.clone(), "start") {
                 return Some("not a legal schedule of this problem".to_owned());
             }
-            if let Ok(simulated) = simulate(self.problem, &Order::of(self.problem, start)) {
-                record.incumbent(simulated.schedule, "start");
+            if let Ok(plan) = Plan::from_order(self.graph, &Order::of(self.problem, start)) {
+                offer(record, self.graph, &mut Evaluator::new(self.graph), &plan, "start");
             }
             None
         });
@@ -138,8 +146,8 @@ impl Engine<'_> {
     fn serial(&mut self) {
         let mut constructor = Constructor::new(self.graph);
         self.record.part("serial", |record| {
-            if let Some((plan, makespan)) = constructor.construct_serial() {
-                offer(record, self.graph, &mut constructor.evaluator, &plan, makespan, "serial");
+            if let Some((plan, _)) = constructor.construct_serial() {
+                offer(record, self.graph, &mut constructor.evaluator, &plan, "serial");
             }
             None
         });
@@ -169,9 +177,11 @@ impl Engine<'_> {
                 if record.schedule().is_some() && record.stopped().is_some() {
                     return None;
                 }
-                if let Some((plan, makespan)) = constructor.construct(&policy) {
+                if let Some((plan, makespan_ns)) = constructor.construct(&policy) {
                     fits = true;
-                    offer(record, self.graph, &mut constructor.evaluator, &plan, makespan, method.name());
+                    if is_worth(record, makespan_ns) {
+                        offer(record, self.graph, &mut constructor.evaluator, &plan, method.name());
+                    }
                 }
             }
             if fits { None } else { Some("none of its schedules fits in memory".to_owned()) }
@@ -197,17 +207,23 @@ impl Engine<'_> {
             for x in free.ops.iter().flatten() {
                 end[graph.op(x.op, x.stage, x.microbatch) as usize] = x.start_ns + problem.duration(x.op, x.stage);
             }
-            if record.incumbent(free, method.name()) {
+            let legal = record.incumbent(free, method.name());
+            // In this order, an F may also wait until there is room; a period has starts of its own.
+            let mut constructor = Constructor::new(graph);
+            let plan = Plan::from_order(graph, &order);
+            let mut fits =
+                plan.is_ok_and(|plan| offer(record, graph, &mut constructor.evaluator, &plan, method.name()));
+            if legal {
                 return None;
             }
             let ops = |x: &Vec<Op>| x.iter().map(|x| graph.op(x.kind, x.stage, x.microbatch)).collect();
             let order = ComputeOrder { sequences: order.devices.iter().map(ops).collect(), end };
-            let mut constructor = Constructor::new(graph);
-            let mut fits = false;
             for policy in Policy::completions() {
-                if let Some((plan, makespan)) = constructor.complete(&order, &policy) {
+                if let Some((plan, makespan_ns)) = constructor.complete(&order, &policy) {
                     fits = true;
-                    offer(record, graph, &mut constructor.evaluator, &plan, makespan, method.name());
+                    if is_worth(record, makespan_ns) {
+                        offer(record, graph, &mut constructor.evaluator, &plan, method.name());
+                    }
                 }
             }
             if fits { None } else { Some("its order does not fit in memory, even with offloading".to_owned()) }
@@ -224,16 +240,17 @@ impl Engine<'_> {
     }
 }
 
-/// Offers a plan to the record, if it is shorter than what is there.
-fn offer(
-    record: &mut Record<'_>,
-    graph: &Graph<'_>,
-    evaluator: &mut Evaluator,
-    plan: &Plan,
-    makespan_ns: i64,
-    part: &str,
-) {
-    if record.makespan_ns().is_none_or(|x| makespan_ns < x) && evaluator.run(graph, plan, true).is_ok() {
+/// Whether a plan of this makespan may be better than what is there.
+fn is_worth(record: &Record<'_>, makespan_ns: i64) -> bool {
+    record.objective() == Objective::Period || record.value_ns().is_none_or(|x| makespan_ns < x)
+}
+
+/// Offers a plan to the record, if its objective is less than that of what is there. Returns whether the
+/// plan can run.
+fn offer(record: &mut Record<'_>, graph: &Graph<'_>, evaluator: &mut Evaluator, plan: &Plan, part: &str) -> bool {
+    let Some(value_ns) = objective::evaluate(record.objective(), graph, evaluator, plan) else { return false };
+    if record.value_ns().is_none_or(|x| value_ns < x) {
         record.incumbent(evaluator.schedule(graph, plan), part);
     }
+    true
 }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::check;
 use crate::milp::MilpStats;
+use crate::objective::Objective;
+use crate::period::period_ns;
 use crate::problem::Problem;
 use crate::schedule::Schedule;
 
@@ -44,7 +46,7 @@ impl fmt::Display for Event {
 pub struct TracePoint {
     /// Since the start of the solve, s.
     pub time_s: f64,
-    /// Of the best schedule, ns.
+    /// Of the best schedule, ns; with that objective its period.
     pub makespan_ns: i64,
     /// No schedule is shorter, ns.
     pub bound_ns: i64,
@@ -59,7 +61,7 @@ pub struct PartRecord {
     pub name: String,
     /// Time it took, s; of one with several threads, the longest. Parts run side by side.
     pub time_s: f64,
-    /// By how much the makespan fell, ns; of the part that found the first schedule, 0.
+    /// By how much the objective fell, ns; of the part that found the first schedule, 0.
     pub gain_ns: i64,
     /// By how much the bound rose, ns.
     pub bound_gain_ns: i64,
@@ -72,7 +74,7 @@ pub struct PartRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StopReason {
-    /// The makespan meets the bound: no schedule is shorter.
+    /// The objective meets the bound: no schedule is shorter.
     Optimal,
     /// The time is over.
     TimeLimit,
@@ -100,9 +102,13 @@ pub struct Solution {
     pub schedule: Schedule,
     /// Its makespan, ns.
     pub makespan_ns: i64,
-    /// No legal schedule is shorter, ns.
+    /// Its period, ns: the longest span of a device.
+    pub period_ns: i64,
+    /// What it was judged by.
+    pub objective: Objective,
+    /// The objective of no legal schedule is less, ns.
     pub bound_ns: i64,
-    /// Whether the makespan meets the bound.
+    /// Whether the objective meets the bound.
     pub proven: bool,
     /// What found the schedule.
     pub method: String,
@@ -118,9 +124,17 @@ pub struct Solution {
 }
 
 impl Solution {
-    /// The schedule is at most this share longer than the shortest: `makespan / bound - 1`.
+    /// Makespan or period, ns: what the schedule was judged by.
+    pub fn value_ns(&self) -> i64 {
+        match self.objective {
+            Objective::Makespan => self.makespan_ns,
+            Objective::Period => self.period_ns,
+        }
+    }
+
+    /// The schedule is at most this share longer than the shortest: `value / bound - 1`.
     pub fn gap(&self) -> f64 {
-        gap(self.makespan_ns, self.bound_ns)
+        gap(self.value_ns(), self.bound_ns)
     }
 }
 
@@ -128,14 +142,23 @@ fn gap(makespan_ns: i64, bound_ns: i64) -> f64 {
     if makespan_ns == bound_ns { 0.0 } else { makespan_ns as f64 / bound_ns as f64 - 1.0 }
 }
 
+/// The best schedule so far.
+struct Best {
+    schedule: Schedule,
+    found_by: String,
+    /// Makespan or period, ns.
+    value_ns: i64,
+}
+
 /// The record, while a solve runs.
 pub(super) struct Record<'a> {
     problem: &'a Problem,
+    objective: Objective,
     on_event: &'a mut dyn FnMut(&Event),
     cancel: &'a AtomicBool,
     begun: Instant,
     time_limit: Duration,
-    best: Option<(Schedule, String)>,
+    best: Option<Best>,
     bound_ns: i64,
     parts: Vec<PartRecord>,
     trace: Vec<TracePoint>,
@@ -144,12 +167,14 @@ pub(super) struct Record<'a> {
 impl<'a> Record<'a> {
     pub(super) fn new(
         problem: &'a Problem,
+        objective: Objective,
         time_limit: Duration,
         on_event: &'a mut dyn FnMut(&Event),
         cancel: &'a AtomicBool,
     ) -> Self {
         Record {
             problem,
+            objective,
             on_event,
             cancel,
             begun: Instant::now(),
@@ -199,10 +224,10 @@ impl<'a> Record<'a> {
         if !check(self.problem, &schedule).is_legal() {
             return false;
         }
-        if self.makespan_ns().is_none_or(|x| schedule.makespan_ns < x) {
-            let gain = self.makespan_ns().map_or(0, |x| x - schedule.makespan_ns);
-            self.entry(found_by).gain_ns += gain;
-            self.best = Some((schedule, found_by.to_owned()));
+        let value_ns = self.objective.value_ns(self.problem, &schedule);
+        if self.value_ns().is_none_or(|x| value_ns < x) {
+            self.entry(found_by).gain_ns += self.value_ns().map_or(0, |x| x - value_ns);
+            self.best = Some(Best { schedule, found_by: found_by.to_owned(), value_ns });
             let point = self.point(found_by);
             (self.on_event)(&Event::Incumbent(point.clone()));
             self.trace.push(point);
@@ -226,18 +251,23 @@ impl<'a> Record<'a> {
     fn point(&self, part: &str) -> TracePoint {
         TracePoint {
             time_s: self.begun.elapsed().as_secs_f64(),
-            makespan_ns: self.makespan_ns().unwrap_or(i64::MAX),
+            makespan_ns: self.value_ns().unwrap_or(i64::MAX),
             bound_ns: self.bound_ns,
             part: part.to_owned(),
         }
     }
 
     pub(super) fn schedule(&self) -> Option<&Schedule> {
-        self.best.as_ref().map(|x| &x.0)
+        self.best.as_ref().map(|x| &x.schedule)
     }
 
-    pub(super) fn makespan_ns(&self) -> Option<i64> {
-        self.schedule().map(|x| x.makespan_ns)
+    /// Makespan or period of the best schedule, ns.
+    pub(super) fn value_ns(&self) -> Option<i64> {
+        self.best.as_ref().map(|x| x.value_ns)
+    }
+
+    pub(super) fn objective(&self) -> Objective {
+        self.objective
     }
 
     pub(super) fn bound_ns(&self) -> i64 {
@@ -250,7 +280,7 @@ impl<'a> Record<'a> {
 
     /// Why nothing more should be done, if so.
     pub(super) fn stopped(&self) -> Option<StopReason> {
-        if self.makespan_ns().is_some_and(|x| x <= self.bound_ns) {
+        if self.value_ns().is_some_and(|x| x <= self.bound_ns) {
             Some(StopReason::Optimal)
         } else if self.cancel.load(Ordering::Relaxed) {
             Some(StopReason::Cancelled)
@@ -263,13 +293,15 @@ impl<'a> Record<'a> {
 
     pub(super) fn into_solution(self, milp: Option<MilpStats>) -> Solution {
         let stop = self.stopped().unwrap_or(StopReason::MethodDone);
-        let (schedule, method) = self.best.expect("a feasible problem has a serial schedule, which every solve makes");
+        let best = self.best.expect("a feasible problem has a serial schedule, which every solve makes");
         Solution {
-            makespan_ns: schedule.makespan_ns,
+            makespan_ns: best.schedule.makespan_ns,
+            period_ns: period_ns(self.problem, &best.schedule),
+            objective: self.objective,
             bound_ns: self.bound_ns,
-            proven: schedule.makespan_ns <= self.bound_ns,
-            schedule,
-            method,
+            proven: best.value_ns <= self.bound_ns,
+            schedule: best.schedule,
+            method: best.found_by,
             stop,
             parts: self.parts,
             trace: self.trace,
