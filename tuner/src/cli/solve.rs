@@ -8,6 +8,7 @@ use optpipe_configs::hardware::Hardware;
 use optpipe_configs::profile::Profile;
 use optpipe_solver::method::Method;
 use optpipe_solver::milp::MilpStats;
+use optpipe_solver::objective::Objective;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::ScheduleFile;
 use optpipe_solver::solve::{Event, Solution, SolveOptions, solve};
@@ -42,9 +43,14 @@ pub(super) struct Args {
     /// Time for the search; proven optima end it early
     #[arg(long, default_value = "30s", value_parser = super::duration)]
     time_limit: Duration,
-    /// auto, or one of gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, adaptive-offload, search, milp
+    /// auto, or one of gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, v-half, v-min, pipe-offload,
+    /// adaptive-offload, search, milp
     #[arg(long, default_value = "auto")]
     method: Method,
+    /// makespan, or period: the longest span of a device, where the next step starts on a device as soon
+    /// as its own is over
+    #[arg(long, default_value = "makespan")]
+    objective: Objective,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -90,6 +96,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     progress.phase(&format!("solving, at most {}", text::duration(args.time_limit.as_nanos() as i64)));
     let options = SolveOptions {
         method: args.method,
+        objective: args.objective,
         time_limit: args.time_limit,
         seed: args.seed,
         start: None,
@@ -214,7 +221,9 @@ fn from_job(job: &Path, profile: Option<&Path>, hardware: Option<&Path>, progres
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Solved<'a> {
+    objective: Objective,
     makespan_ns: i64,
+    period_ns: i64,
     bound_ns: i64,
     gap: f64,
     proven: bool,
@@ -238,7 +247,9 @@ struct Solved<'a> {
 impl<'a> Solved<'a> {
     fn new(input: &'a Input, solution: &'a Solution, predicted: &'a Predicted, schedule: Option<&'a Path>) -> Self {
         Solved {
+            objective: solution.objective,
             makespan_ns: solution.makespan_ns,
+            period_ns: solution.period_ns,
             bound_ns: solution.bound_ns,
             gap: solution.gap(),
             proven: solution.proven,
@@ -267,10 +278,12 @@ fn report(input: &Input, solution: &Solution, predicted: &Predicted, written: Op
             solution.makespan_ns,
             solution.method
         ),
+        format!("period     {} ({} ns)", text::duration(solution.period_ns), solution.period_ns),
         format!(
-            "bound      {} ({} ns), gap {}",
+            "bound      {} ({} ns) on the {}, gap {}",
             text::duration(solution.bound_ns),
             solution.bound_ns,
+            solution.objective,
             text::gap(solution.gap())
         ),
         format!("bubble     {}", text::percent(predicted.bubble)),

@@ -230,6 +230,7 @@ impl Tuning<'_> {
             seed: self.job.solver.seed,
             start,
             iterations: Some(self.job.solver.iterations).filter(|&n| n > 0),
+            ..SolveOptions::default()
         };
         let mut on_event = |event: &optpipe_solver::solve::Event| {
             self.progress.update(&format!("round {number}: solving, {event}"));
