@@ -55,6 +55,8 @@ struct Shared<'a> {
 /// One thread's search: its generator, what it has found, and how many evaluations are left.
 struct Worker<'a> {
     shared: &'a Shared<'a>,
+    /// Which of the threads it is.
+    thread: usize,
     better: Sender<Better>,
     rng: Pcg64Mcg,
     /// The best that it knows of.
@@ -142,10 +144,11 @@ pub(crate) fn search(
     let (sender, receiver) = mpsc::channel();
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
-        for thread in 0..options.threads.max(1) as u64 {
-            let rng = Pcg64Mcg::seed_from_u64(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(thread));
+        for thread in 0..options.threads.max(1) {
+            let seed = options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(thread as u64);
+            let rng = Pcg64Mcg::seed_from_u64(seed);
             let (better, best) = (sender.clone(), start.clone());
-            let worker = Worker { shared: &shared, better, rng, best, evaluations: 0, done: false };
+            let worker = Worker { shared: &shared, thread, better, rng, best, evaluations: 0, done: false };
             threads.push(scope.spawn(move || worker.run(graph)));
         }
         drop(sender);

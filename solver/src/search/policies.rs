@@ -1,4 +1,4 @@
-//! Search over policies: a fixed grid, then random ones and mutations of the best.
+//! Search over policies: a fixed grid, shared among the threads, then random ones and mutations of the best.
 
 use rand::RngExt;
 
@@ -18,7 +18,10 @@ const OTHERS: usize = 3;
 pub(super) fn search(graph: &Graph<'_>, worker: &mut Worker<'_>, share: f64) -> Vec<Plan> {
     let devices = graph.problem.devices;
     let mut constructor = Constructor::new(graph);
-    let mut grid = Policy::grid(devices).into_iter();
+    let chunks = graph.problem.placement.len().div_ceil(devices);
+    let threads = worker.shared.options.threads.max(1);
+    let grid = Policy::grid(devices).into_iter().chain(Policy::pipe_offload(devices, chunks));
+    let mut grid = grid.skip(worker.thread).step_by(threads);
     let mut pool: Vec<(i64, Policy)> = Vec::new();
     while worker.progress() < share && !worker.stopped() {
         let policy = match grid.next() {

@@ -25,6 +25,9 @@ use crate::textbook;
 use lanes::Lanes;
 use record::Record;
 
+/// Policies of the grid that are constructed before the search, which has all of them, on all threads.
+const FIRST: usize = 6;
+
 /// How to solve.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SolveOptions {
@@ -114,16 +117,19 @@ impl Engine<'_> {
             }
         }
         self.serial();
-        self.construct();
+        let searches = matches!(self.options.method, Method::Search | Method::Auto);
+        self.policies(
+            Method::AdaptiveOffload,
+            Policy::grid(self.problem.devices).into_iter().take(if searches { FIRST } else { usize::MAX }),
+        );
         if self.options.method == Method::Auto {
             for method in Method::ALL.into_iter().filter(|x| x.is_textbook()) {
                 if textbook::applies(self.problem, method) {
                     self.textbook(method);
                 }
             }
-            self.pipe_offload();
         }
-        if matches!(self.options.method, Method::Search | Method::Milp | Method::Auto) {
+        if searches || self.options.method == Method::Milp {
             self.improve();
         }
     }
@@ -151,11 +157,6 @@ impl Engine<'_> {
             }
             None
         });
-    }
-
-    /// The fixed set of policies.
-    fn construct(&mut self) {
-        self.policies(Method::AdaptiveOffload, Policy::grid(self.problem.devices));
     }
 
     /// PipeOffload's groups and chunks, all of them.
@@ -219,6 +220,9 @@ impl Engine<'_> {
             let ops = |x: &Vec<Op>| x.iter().map(|x| graph.op(x.kind, x.stage, x.microbatch)).collect();
             let order = ComputeOrder { sequences: order.devices.iter().map(ops).collect(), end };
             for policy in Policy::completions() {
+                if record.schedule().is_some() && record.stopped().is_some() {
+                    break;
+                }
                 if let Some((plan, makespan_ns)) = constructor.complete(&order, &policy) {
                     fits = true;
                     if is_worth(record, makespan_ns) {
