@@ -54,6 +54,26 @@ fn solve_proves_the_small_example_and_check_agrees() {
 }
 
 #[test]
+fn solve_minimises_the_period_where_that_is_the_objective() {
+    // Three devices with memory to spare: 2040 ns from the first start to the last end, but no device needs
+    // more than its own work, as ZB-H2 shows.
+    let problem = instance("b_p3m6_free_memory");
+    let solved = optpipe()
+        .arg("solve")
+        .arg(&problem)
+        .args(["--objective", "period", "--time-limit", "10s", "--json"])
+        .output()
+        .expect("runs");
+    assert!(solved.status.success(), "{}", stderr(&solved));
+    let value = json(&solved);
+    assert_eq!(value["objective"], "period");
+    assert_eq!(value["proven"], true);
+    assert_eq!(value["period_ns"], 1800);
+    assert_eq!(value["bound_ns"], 1800);
+    assert!(value["makespan_ns"].as_i64() >= Some(2040));
+}
+
+#[test]
 fn check_lists_what_is_broken_and_exits_with_1() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let schedule = folder.path().join("schedule.yaml");
