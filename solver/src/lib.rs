@@ -95,5 +95,8 @@ mod longest_path;
 mod memory;
 mod plan;
 mod search;
+mod windows;
+#[cfg(test)]
+extern crate self as optpipe_solver;
 #[cfg(test)]
 mod testing;

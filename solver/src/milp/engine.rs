@@ -1,19 +1,17 @@
 //! HiGHS: options, warm start, progress, interruption.
 //!
-//! The thread pool of HiGHS belongs to the process and must not change its size after the first solve:
-//! the first number of threads asked for holds. HiGHS checks its own time limit; the callbacks check the
+//! HiGHS checks its own time limit; the callbacks check the
 //! deadline once more, and the flag that cancels, at every point where HiGHS asks.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use good_lp::solvers::highs::highs;
 use good_lp::{Expression, SolverModel};
-use highs::{HighsModelStatus, HighsSolutionStatus};
+use highs::{HighsModelStatus, HighsSolutionStatus, Model};
 use highs_sys::{HighsCallbackDataIn, HighsCallbackDataOut};
 
 use super::MilpError;
@@ -21,7 +19,7 @@ use super::model::Statement;
 
 /// How a solve ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(crate) enum Ending {
     /// The best solution is optimal.
     Optimal,
     /// There is no solution.
@@ -32,30 +30,35 @@ pub(super) enum Ending {
 
 /// What HiGHS tells on its way.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Report<'a> {
+pub(crate) struct Report<'a> {
     /// Proven bound, in units.
-    pub(super) bound: Option<f64>,
+    pub(crate) bound: Option<f64>,
     /// A new best solution.
-    pub(super) columns: Option<&'a [f64]>,
+    pub(crate) columns: Option<&'a [f64]>,
 }
 
 /// The result of a solve.
-pub(super) struct Solved {
-    pub(super) ending: Ending,
+pub(crate) struct Solved {
+    pub(crate) ending: Ending,
     /// Value of every column of the best solution.
-    pub(super) columns: Option<Vec<f64>>,
+    pub(crate) columns: Option<Vec<f64>>,
     /// Proven bound, in units.
-    pub(super) bound: Option<f64>,
+    pub(crate) bound: Option<f64>,
     /// Bound after the root of the tree, in units.
-    pub(super) root_bound: Option<f64>,
-    pub(super) nodes: i64,
+    pub(crate) root_bound: Option<f64>,
+    pub(crate) nodes: i64,
 }
 
 /// When to stop, and on how many threads to run.
-pub(super) struct Limits<'a> {
-    pub(super) deadline: Instant,
-    pub(super) threads: usize,
-    pub(super) cancel: &'a AtomicBool,
+pub(crate) struct Limits<'a> {
+    pub(crate) deadline: Instant,
+    /// The scheduler of HiGHS belongs to the calling thread: the first number that a thread gives holds.
+    pub(crate) threads: usize,
+    /// Nodes of the tree, at most.
+    pub(crate) nodes: Option<i32>,
+    /// The tree ends when bound and best solution are as close, in units of the objective.
+    pub(crate) gap: f64,
+    pub(crate) cancel: &'a AtomicBool,
 }
 
 /// What the callback sees. It lives on the stack of `solve` while HiGHS runs.
@@ -71,30 +74,41 @@ struct Watch<'a> {
     enough: bool,
 }
 
-/// Solves a model, from a full warm start if there is one. `report` hears of every bound and solution and
-/// returns whether to go on.
+/// Solves a model stated with good_lp, from a full warm start if there is one. `report` hears of every bound
+/// and solution and returns whether to go on.
 pub(super) fn solve(
     statement: Statement,
     warm: Option<&[f64]>,
     limits: &Limits<'_>,
     report: &mut dyn FnMut(Report<'_>) -> bool,
 ) -> Result<Solved, MilpError> {
-    static THREADS: OnceLock<i32> = OnceLock::new();
-    let threads = *THREADS.get_or_init(|| i32::try_from(limits.threads.clamp(1, 256)).unwrap_or(1));
-
     let Statement { variables, rows, makespan } = statement;
     let mut stated = variables.minimise(Expression::from(makespan)).using(highs);
     for row in rows {
         stated.add_constraint(row);
     }
-    let mut model = stated.try_into_inner().map_err(|e| MilpError::Solver(e.to_string()))?;
+    let model = stated.try_into_inner().map_err(|e| MilpError::Solver(e.to_string()))?;
+    run(model, warm, limits, report)
+}
+
+/// Solves a model of HiGHS; see [`solve`].
+pub(crate) fn run(
+    mut model: Model,
+    warm: Option<&[f64]>,
+    limits: &Limits<'_>,
+    report: &mut dyn FnMut(Report<'_>) -> bool,
+) -> Result<Solved, MilpError> {
     model.make_quiet();
     let left = limits.deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let option = |_| MilpError::Solver("an option of HiGHS was refused".to_string());
+    let threads = i32::try_from(limits.threads.clamp(1, 256)).unwrap_or(1);
     model.try_set_option("threads", threads).map_err(option)?;
     model.try_set_option("time_limit", left.as_secs_f64()).map_err(option)?;
     model.try_set_option("mip_rel_gap", 0.0).map_err(option)?;
-    model.try_set_option("mip_abs_gap", 0.5).map_err(option)?;
+    model.try_set_option("mip_abs_gap", limits.gap).map_err(option)?;
+    if let Some(nodes) = limits.nodes {
+        model.try_set_option("mip_max_nodes", nodes).map_err(option)?;
+    }
     if let Some(values) = warm {
         let refused = |_| MilpError::Solver("the warm start was refused".to_string());
         model.try_set_solution(Some(values), None, None, None).map_err(refused)?;

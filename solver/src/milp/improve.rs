@@ -196,7 +196,7 @@ impl Improvement<'_> {
             self.stats.rows = size.rows;
         }
         let (statement, legend) = program.finish();
-        let limits = Limits { deadline, threads: self.threads, cancel: self.cancel };
+        let limits = Limits { deadline, threads: self.threads, nodes: None, gap: 0.5, cancel: self.cancel };
         let before = self.best.makespan_ns;
         let warm = if start == Start::Warm { extract::columns_of(&legend, &self.best) } else { None };
         let solved = engine::solve(statement, warm.as_deref(), &limits, &mut |report| {

@@ -16,17 +16,17 @@
 
 mod crowding;
 mod cuts;
-mod engine;
+pub(crate) mod engine;
 mod extract;
 mod improve;
 mod memory;
 mod model;
 mod network;
-mod scale;
+pub(crate) mod scale;
 mod size;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ pub const MOST_BINARIES: usize = 30_000;
 pub struct MilpOptions {
     /// Time for everything, building the models included.
     pub time_limit: Duration,
-    /// Threads of HiGHS. Its thread pool belongs to the process: the first number given holds.
+    /// Threads of HiGHS.
     pub threads: usize,
 }
 

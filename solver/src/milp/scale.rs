@@ -16,14 +16,14 @@ const COARSE_UNITS: i64 = 40_000;
 
 /// The unit of time of a model.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scale {
+pub(crate) struct Scale {
     /// Its length, ns; at least 1.
-    pub(super) unit_ns: i64,
+    pub(crate) unit_ns: i64,
 }
 
 impl Scale {
     /// The unit for a problem whose best known makespan is `makespan_ns`.
-    pub(super) fn of(problem: &Problem, makespan_ns: i64) -> Scale {
+    pub(crate) fn of(problem: &Problem, makespan_ns: i64) -> Scale {
         let kinds = [OpKind::F, OpKind::B, OpKind::W, OpKind::O, OpKind::R];
         let stages = problem.stages();
         let lengths = kinds.iter().flat_map(|&kind| (0..stages).map(move |s| problem.duration(kind, s)));
@@ -46,7 +46,7 @@ impl Scale {
 }
 
 /// Greatest common divisor of two numbers of at least 0; 0 is neutral.
-pub(super) fn gcd(a: i64, b: i64) -> i64 {
+pub(crate) fn gcd(a: i64, b: i64) -> i64 {
     let (mut a, mut b) = (a, b);
     while b != 0 {
         (a, b) = (b, a % b);

@@ -26,7 +26,7 @@ fn channel_names(problem: &Problem) -> Vec<usize> {
 }
 
 /// One microbatch at a time, everything offloaded that can be: legal whenever a schedule exists.
-fn serial(problem: &Problem) -> Schedule {
+pub(crate) fn serial(problem: &Problem) -> Schedule {
     let names = channel_names(problem);
     let mut order = Order { devices: vec![Vec::new(); problem.devices], channels: vec![Vec::new(); names.len()] };
     let stages = problem.stages();
@@ -76,7 +76,7 @@ fn merges(sequences: &[Vec<Op>]) -> Vec<Vec<Op>> {
 }
 
 /// The optimum by trying every order of every queue and every set of offloads.
-fn brute_force(problem: &Problem) -> i64 {
+pub(crate) fn brute_force(problem: &Problem) -> i64 {
     let (stages, microbatches) = (problem.stages(), problem.microbatches);
     let names = channel_names(problem);
     let movable: Vec<(usize, usize)> = (0..stages)
@@ -166,7 +166,7 @@ fn solve(problem: &Problem) -> (MilpOutcome, Schedule) {
 
 prop_compose! {
     /// Two microbatches on one or two devices, at most three pairs that can be offloaded, tight memory.
-    fn tiny()(
+    pub(crate) fn tiny()(
         placement in prop_oneof![Just(vec![0]), Just(vec![0, 1]), Just(vec![1, 0])],
         split_backward in any::<bool>(),
         times in prop::collection::vec(1_i64..6, 10),
@@ -236,7 +236,7 @@ proptest! {
 }
 
 /// Two devices whose one link carries all copies both ways.
-fn overtaking() -> Problem {
+pub(crate) fn overtaking() -> Problem {
     Problem {
         devices: 2,
         placement: vec![0, 1],

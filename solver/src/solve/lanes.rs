@@ -15,11 +15,14 @@ use crate::plan::{Evaluator, Plan};
 use crate::problem::Problem;
 use crate::schedule::Schedule;
 use crate::search::{self, SearchOptions};
+use crate::windows::{self, WINDOWS, WindowOptions};
 
 /// Threads in all.
 const THREADS: usize = 2;
 /// The MILP is part of `auto` up to this many binaries: above, it does not leave its root in time.
 const MILP_BINARIES: usize = 1_500;
+/// Windows are part of `auto` up to this many stage-microbatch pairs: above, each changes too little.
+const WINDOW_PAIRS: usize = 4_000;
 /// How often the record looks whether it is time to stop.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -68,14 +71,19 @@ impl<'a> Lanes<'a> {
         // The bounds and the MILP are those of the makespan.
         let makespan = self.options.objective == Objective::Makespan;
         let exact = makespan && (method == Method::Milp || method == Method::Auto && !repeatable);
+        let windows = makespan && method == Method::Auto && !repeatable && self.graph.pairs <= WINDOW_PAIRS;
         let mut stats = None;
         let (sender, receiver) = mpsc::channel();
         std::thread::scope(|scope| {
             if searches {
                 let (lane, incumbent) =
                     (Lane { lanes: self, incumbent: &incumbent, sender: sender.clone() }, &incumbent);
-                let threads = if exact && self.milp_is_small() { THREADS - 1 } else { THREADS };
+                let threads = if windows || exact && self.milp_is_small() { THREADS - 1 } else { THREADS };
                 scope.spawn(move || lane.search(threads, incumbent));
+            }
+            if windows {
+                let lane = Lane { lanes: self, incumbent: &incumbent, sender: sender.clone() };
+                scope.spawn(move || lane.windows());
             }
             if exact {
                 let lane = Lane { lanes: self, incumbent: &incumbent, sender: sender.clone() };
@@ -146,6 +154,15 @@ impl Lane<'_> {
         self.tell(News::Begin(Method::Search.name()));
         search::search(self.lanes.graph, options, incumbent, &mut |better| self.tell(News::Plan(better)));
         self.tell(News::End(Method::Search.name(), begun.elapsed(), None));
+    }
+
+    /// Large-neighbourhood search.
+    fn windows(self) {
+        let options = WindowOptions { deadline: self.lanes.deadline, seed: self.lanes.options.seed, windows: None };
+        let begun = Instant::now();
+        self.tell(News::Begin(WINDOWS));
+        windows::improve(self.lanes.graph, options, self.incumbent, &mut |better| self.tell(News::Plan(better)));
+        self.tell(News::End(WINDOWS, begun.elapsed(), None));
     }
 
     /// Bounds and MILPs.
