@@ -73,6 +73,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(test)]
+extern crate self as optpipe_solver;
+
 #[doc(hidden)]
 pub mod bench;
 pub mod bound;

@@ -10,6 +10,7 @@
 //! that, a bound on memory times time.
 
 mod area;
+mod counter;
 mod heads;
 mod period;
 
@@ -19,6 +20,7 @@ use std::collections::BinaryHeap;
 use crate::problem::Problem;
 use heads::Heads;
 
+pub use counter::counter_bound;
 pub use period::period_bound;
 
 /// A lower bound on the makespan of any legal schedule, ns: the best of three, rounded up to a multiple

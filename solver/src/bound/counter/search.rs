@@ -1,0 +1,186 @@
+//! Which relaxations to solve, and for which horizons.
+
+use std::cmp::Reverse;
+use std::time::Instant;
+
+use super::certificate::Certificate;
+use super::model::{Known, Model, Scope};
+use super::solver::{self, Limits};
+use crate::problem::Problem;
+
+/// Largest relaxation that is tried, columns: beyond, one takes minutes.
+const MOST_COLUMNS: usize = 60_000;
+/// Share of the work of a queue that a coarse step may ignore.
+const MOST_LOSS: f64 = 0.1;
+/// Relaxations of one scope, at most.
+const MOST_HORIZONS: usize = 10;
+/// Horizons closer than this share of each other are not told apart, unless it proves an optimum.
+const RESOLUTION: f64 = 0.0005;
+
+/// The search for a better bound.
+pub(super) struct Search<'a> {
+    known: Known<'a>,
+    limits: &'a Limits<'a>,
+    /// Schedules end at multiples of this, ns.
+    grain: i64,
+    bound: i64,
+    best: i64,
+}
+
+/// What a relaxation told of a horizon.
+enum Verdict {
+    /// No schedule ends by it; some resource would have to be exceeded by that share.
+    Refuted(f64),
+    /// It has a solution, or its proof failed.
+    Open,
+    /// Time is up.
+    Stopped,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(problem: &'a Problem, bound: i64, best: i64, limits: &'a Limits<'a>) -> Self {
+        Search { known: Known::new(problem), limits, grain: super::super::grain(problem).max(1), bound, best }
+    }
+
+    /// Runs until time is up or nothing is left; `report` returns whether to go on.
+    pub(super) fn run(mut self, report: &mut dyn FnMut(i64) -> bool) {
+        for (devices, step_ns) in self.scopes() {
+            if self.bound >= self.best || self.limits.reached() || !self.scope(&devices, step_ns, report) {
+                return;
+            }
+        }
+    }
+
+    /// Devices and steps, by what they cost: groups of devices that share channels, and all devices; the
+    /// later groups first, which often prove more.
+    fn scopes(&self) -> Vec<(Vec<usize>, i64)> {
+        let groups = self.groups();
+        let mut sets: Vec<Vec<usize>> = groups.clone();
+        if groups.len() > 1 {
+            sets.push(groups.concat());
+        }
+        let mut scopes = Vec::new();
+        for devices in sets {
+            for step_ns in self.steps() {
+                let scope = Scope { horizon_ns: self.bound, step_ns, devices: devices.clone() };
+                let columns = Model::size(&self.known, &scope);
+                if columns <= MOST_COLUMNS {
+                    scopes.push((columns, scope));
+                }
+            }
+        }
+        scopes.sort_by_key(|x| (x.0, Reverse(x.1.devices.first().copied())));
+        scopes.into_iter().map(|(_, scope)| (scope.devices, scope.step_ns)).collect()
+    }
+
+    /// Devices whose copies share channels, directly or through others.
+    fn groups(&self) -> Vec<Vec<usize>> {
+        let p = self.known.problem;
+        let mut groups: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
+        for d in (0..p.devices).filter(|&d| p.stages_of(d).next().is_some()) {
+            let copies = p.stages_of(d).any(|s| p.bytes.offloadable[s] > 0);
+            let channels = if copies { vec![p.offload_channel[d], p.reload_channel[d]] } else { Vec::new() };
+            let (joined, others): (Vec<_>, Vec<_>) =
+                groups.into_iter().partition(|group| group.1.iter().any(|x| channels.contains(x)));
+            groups = others;
+            let mut group = (Vec::new(), channels);
+            for (devices, channels) in joined {
+                group.0.extend(devices);
+                group.1.extend(channels);
+            }
+            group.0.push(d);
+            groups.push(group);
+        }
+        groups.into_iter().map(|x| x.0).collect()
+    }
+
+    /// Steps worth trying, ns: the coarsest for each loss. A step counts an op as the whole number of
+    /// steps that fit in it.
+    fn steps(&self) -> Vec<i64> {
+        let p = self.known.problem;
+        let t = &p.time_ns;
+        let times = |x: &[&Vec<i64>]| x.iter().flat_map(|x| x.iter().copied()).filter(|&x| x > 0).collect::<Vec<_>>();
+        let queues =
+            [times(&[&t.forward, &t.backward_input, &t.backward_weight]), times(&[&t.offload]), times(&[&t.reload])];
+        let longest = queues.iter().flatten().copied().max().unwrap_or(1);
+        let loss = |step: i64| {
+            let of = |queue: &Vec<i64>| {
+                let whole: i128 = queue.iter().map(|&x| i128::from(x)).sum();
+                let lost: i128 = queue.iter().map(|&x| i128::from(x % step)).sum();
+                if whole > 0 { lost as f64 / whole as f64 } else { 0.0 }
+            };
+            queues.iter().map(of).fold(0.0, f64::max)
+        };
+        let (mut steps, mut least) = (Vec::new(), MOST_LOSS);
+        // From coarse to fine; a grid of more points than columns are allowed helps nobody.
+        let finest = self.grain.max(self.bound / MOST_COLUMNS as i64);
+        let count = (longest / finest).clamp(1, 4096);
+        for part in 1..=count {
+            let step = (longest / part / self.grain * self.grain).max(self.grain);
+            if loss(step) < least {
+                least = loss(step);
+                steps.push(step);
+            }
+        }
+        steps
+    }
+
+    /// Raises the bound as far as relaxations of one scope allow. Returns whether to go on at all.
+    fn scope(&mut self, devices: &[usize], step_ns: i64, report: &mut dyn FnMut(i64) -> bool) -> bool {
+        // Horizons below `open` may be refuted.
+        let mut open = self.best;
+        // The last two refuted, with what they exceed.
+        let mut refuted: Vec<(i64, f64)> = Vec::new();
+        for _ in 0..MOST_HORIZONS {
+            let resolution = ((RESOLUTION * self.bound as f64) as i64).max(self.grain);
+            if self.bound >= open || (open < self.best && open - self.bound < resolution) {
+                return self.bound < self.best;
+            }
+            // The excess falls about in a line; at first its slope is a guess that fits most problems.
+            let guess = match refuted[..] {
+                [] => self.bound,
+                [(horizon, excess)] => horizon + (1.1 * excess * horizon as f64) as i64,
+                [.., (h0, e0), (h1, e1)] => {
+                    let line = 0.95 * e1 * (h1 - h0) as f64 / (e0 - e1).max(1e-9);
+                    h1 + line.min(1.3 * e1 * h1 as f64) as i64
+                }
+            };
+            let middle = self.bound + (open - self.bound) / 2;
+            let guess = if open < self.best { guess.min(middle) } else { guess };
+            let guess = guess.clamp(self.bound, open - self.grain) / self.grain * self.grain;
+            let horizon_ns = guess.max(self.bound);
+            match self.refute(&Scope { horizon_ns, step_ns, devices: devices.to_vec() }) {
+                Verdict::Stopped => return false,
+                Verdict::Open => open = horizon_ns,
+                Verdict::Refuted(excess) => {
+                    refuted.push((horizon_ns, excess));
+                    self.bound = horizon_ns / self.grain * self.grain + self.grain;
+                    if !report(self.bound) {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn refute(&self, scope: &Scope) -> Verdict {
+        if self.limits.reached() {
+            return Verdict::Stopped;
+        }
+        let begun = Instant::now();
+        let model = Model::build(&self.known, scope);
+        let Some((multipliers, excess)) = solver::multipliers(&model, self.limits) else { return Verdict::Stopped };
+        let proven = Certificate::round(&multipliers).proves(&model);
+        if std::env::var("DBG").is_ok() {
+            eprintln!("  {:?} step {} T {} columns {} excess {excess:.5} proven {proven} {:.2} s", scope.devices, scope.step_ns, scope.horizon_ns as f64 / 1e6, model.columns.len(), begun.elapsed().as_secs_f64());
+        }
+        if proven {
+            Verdict::Refuted(excess)
+        } else if self.limits.reached() {
+            Verdict::Stopped
+        } else {
+            Verdict::Open
+        }
+    }
+}
