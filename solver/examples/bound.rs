@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut trace = Vec::new();
     let mut on_bound = |bound: i64| trace.push((begun.elapsed().as_secs_f64(), bound));
     let never = AtomicBool::new(false);
-    let bound = counter_bound(&problem, combinatorial, best_ns, begun + time, &never, &mut on_bound);
+    let bound = counter_bound(&problem, combinatorial, &|| best_ns, begun + time, &never, &mut on_bound);
     println!(
         "combinatorial {combinatorial} counter {bound} best {best_ns} gap {:.2} % after {:.1} s of {:.1} s",
         100.0 * (best_ns as f64 / bound as f64 - 1.0),

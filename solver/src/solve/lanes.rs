@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::record::Record;
 use super::{SolveOptions, offer};
+use crate::bound::counter_bound;
 use crate::graph::Graph;
 use crate::incumbent::Incumbent;
 use crate::method::Method;
@@ -23,6 +24,8 @@ const THREADS: usize = 2;
 const MILP_BINARIES: usize = 1_500;
 /// Windows are part of `auto` up to this many stage-microbatch pairs: above, each changes too little.
 const WINDOW_PAIRS: usize = 4_000;
+/// Share of the time for the counter relaxation where a MILP follows.
+const COUNTER_SHARE: f64 = 0.3;
 /// How often the record looks whether it is time to stop.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -167,9 +170,24 @@ impl Lane<'_> {
 
     /// Bounds and MILPs.
     fn exact(self, threads: usize) {
+        self.counter();
         if self.lanes.options.method == Method::Milp || self.lanes.milp_is_small() {
             self.milp(threads);
         }
+    }
+
+    /// The counter relaxation; before a MILP for a share of the time.
+    fn counter(&self) {
+        let Lanes { problem, deadline, .. } = *self.lanes;
+        let name = "counter-lp";
+        let begun = Instant::now();
+        self.tell(News::Begin(name));
+        let left = deadline.saturating_duration_since(begun);
+        let deadline = if self.lanes.milp_is_small() { begun + left.mul_f64(COUNTER_SHARE) } else { deadline };
+        let makespan_ns = || self.incumbent.makespan_ns();
+        let tell = &mut |bound_ns| self.tell(News::Bound(bound_ns, name));
+        counter_bound(problem, self.incumbent.bound_ns(), &makespan_ns, deadline, self.incumbent.stop(), tell);
+        self.tell(News::End(name, begun.elapsed(), None));
     }
 
     fn milp(&self, threads: usize) {

@@ -54,12 +54,12 @@ use solver::Limits;
 /// the bound meets the makespan known, or until the relaxation has no more to give. `on_bound` hears of each
 /// better bound, ns. Uses one thread, and ends within moments of the deadline or of `cancel`.
 ///
-/// `known_ns` is a valid bound or 0, `best_ns` the makespan of a legal schedule. The problem must be
-/// feasible. Returns the best bound, at least that of [`lower_bound`].
+/// `known_ns` is a valid bound or 0, `makespan_ns` tells the makespan of the best schedule by now: beyond,
+/// there is nothing to prove. The problem must be feasible. Returns the best bound, at least that of [`lower_bound`].
 pub fn counter_bound(
     problem: &Problem,
     known_ns: i64,
-    best_ns: i64,
+    makespan_ns: &(dyn Fn() -> i64 + Sync),
     deadline: Instant,
     cancel: &AtomicBool,
     on_bound: &mut dyn FnMut(i64),
@@ -74,7 +74,7 @@ pub fn counter_bound(
     // The task scheduler of HiGHS belongs to the calling thread and keeps its first size, so that this
     // takes a thread of its own.
     std::thread::scope(|scope| {
-        let search = Search::new(problem, bound, best_ns, &limits);
+        let search = Search::new(problem, bound, makespan_ns, &limits);
         scope.spawn(move || search.run(&mut |bound| sender.send(bound).is_ok()));
         for better in receiver {
             bound = better;

@@ -17,6 +17,11 @@ const MOST_HORIZONS: usize = 10;
 /// Horizons closer than this share of each other are not told apart, unless it proves an optimum.
 const RESOLUTION: f64 = 0.0005;
 
+/// How the time of a relaxation grows with its columns.
+const GROWTH: f64 = 1.4;
+/// Seconds for one relaxation, for each column to the power [`GROWTH`], before any is solved.
+const PACE: f64 = 3e-6;
+
 /// The search for a better bound.
 pub(super) struct Search<'a> {
     known: Known<'a>,
@@ -24,7 +29,9 @@ pub(super) struct Search<'a> {
     /// Schedules end at multiples of this, ns.
     grain: i64,
     bound: i64,
-    best: i64,
+    makespan: &'a (dyn Fn() -> i64 + Sync),
+    /// Seconds for one relaxation, for each column to the power [`GROWTH`].
+    pace: f64,
 }
 
 /// What a relaxation told of a horizon.
@@ -38,14 +45,20 @@ enum Verdict {
 }
 
 impl<'a> Search<'a> {
-    pub(super) fn new(problem: &'a Problem, bound: i64, best: i64, limits: &'a Limits<'a>) -> Self {
-        Search { known: Known::new(problem), limits, grain: super::super::grain(problem).max(1), bound, best }
+    pub(super) fn new(
+        problem: &'a Problem,
+        bound: i64,
+        makespan: &'a (dyn Fn() -> i64 + Sync),
+        limits: &'a Limits<'a>,
+    ) -> Self {
+        let grain = super::super::grain(problem).max(1);
+        Search { known: Known::new(problem), limits, grain, bound, makespan, pace: PACE }
     }
 
     /// Runs until time is up or nothing is left; `report` returns whether to go on.
     pub(super) fn run(mut self, report: &mut dyn FnMut(i64) -> bool) {
         for (devices, step_ns) in self.scopes() {
-            if self.bound >= self.best || self.limits.reached() || !self.scope(&devices, step_ns, report) {
+            if !self.scope(&devices, step_ns, report) {
                 return;
             }
         }
@@ -127,14 +140,19 @@ impl<'a> Search<'a> {
 
     /// Raises the bound as far as relaxations of one scope allow. Returns whether to go on at all.
     fn scope(&mut self, devices: &[usize], step_ns: i64, report: &mut dyn FnMut(i64) -> bool) -> bool {
-        // Horizons below `open` may be refuted.
-        let mut open = self.best;
+        // The least horizon that was not refuted.
+        let mut failed = i64::MAX;
         // The last two refuted, with what they exceed.
         let mut refuted: Vec<(i64, f64)> = Vec::new();
         for _ in 0..MOST_HORIZONS {
+            let makespan = (self.makespan)();
+            if self.bound >= makespan {
+                return false;
+            }
+            let open = failed.min(makespan);
             let resolution = ((RESOLUTION * self.bound as f64) as i64).max(self.grain);
-            if self.bound >= open || (open < self.best && open - self.bound < resolution) {
-                return self.bound < self.best;
+            if failed < i64::MAX && open - self.bound < resolution {
+                return true;
             }
             // The excess falls about in a line; at first its slope is a guess that fits most problems.
             let guess = match refuted[..] {
@@ -146,12 +164,11 @@ impl<'a> Search<'a> {
                 }
             };
             let middle = self.bound + (open - self.bound) / 2;
-            let guess = if open < self.best { guess.min(middle) } else { guess };
-            let guess = guess.clamp(self.bound, open - self.grain) / self.grain * self.grain;
-            let horizon_ns = guess.max(self.bound);
+            let guess = if failed < i64::MAX { guess.min(middle) } else { guess };
+            let horizon_ns = (guess.min(open - self.grain) / self.grain * self.grain).max(self.bound);
             match self.refute(&Scope { horizon_ns, step_ns, devices: devices.to_vec() }) {
                 Verdict::Stopped => return false,
-                Verdict::Open => open = horizon_ns,
+                Verdict::Open => failed = horizon_ns,
                 Verdict::Refuted(excess) => {
                     refuted.push((horizon_ns, excess));
                     self.bound = horizon_ns / self.grain * self.grain + self.grain;
@@ -164,16 +181,21 @@ impl<'a> Search<'a> {
         true
     }
 
-    fn refute(&self, scope: &Scope) -> Verdict {
+    fn refute(&mut self, scope: &Scope) -> Verdict {
         if self.limits.reached() {
             return Verdict::Stopped;
         }
         let begun = Instant::now();
+        let left = self.limits.deadline.saturating_duration_since(begun).as_secs_f64();
         let model = Model::build(&self.known, scope);
+        let size = (model.columns.len() as f64).powf(GROWTH);
+        if self.pace * size > left {
+            return Verdict::Stopped;
+        }
         let Some((multipliers, excess)) = solver::multipliers(&model, self.limits) else { return Verdict::Stopped };
         let proven = Certificate::round(&multipliers).proves(&model);
-        if std::env::var("DBG").is_ok() {
-            eprintln!("  {:?} step {} T {} columns {} excess {excess:.5} proven {proven} {:.2} s", scope.devices, scope.step_ns, scope.horizon_ns as f64 / 1e6, model.columns.len(), begun.elapsed().as_secs_f64());
+        if !self.limits.reached() {
+            self.pace = begun.elapsed().as_secs_f64() / size.max(1.0);
         }
         if proven {
             Verdict::Refuted(excess)

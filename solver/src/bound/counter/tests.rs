@@ -36,7 +36,7 @@ fn soon() -> Instant {
 }
 
 fn refined(problem: &Problem, best_ns: i64) -> i64 {
-    counter_bound(problem, 0, best_ns, soon(), &AtomicBool::new(false), &mut |_| {})
+    counter_bound(problem, 0, &|| best_ns, soon(), &AtomicBool::new(false), &mut |_| {})
 }
 
 /// The value of each column in a schedule.
@@ -49,9 +49,7 @@ fn counts(problem: &Problem, schedule: &Schedule, model: &Model) -> Vec<i64> {
     let offloaded = |s: usize| starts(OpKind::O, s).iter().map(|x| x.0).collect::<Vec<_>>();
     let value = |meaning: &Meaning| match *meaning {
         Meaning::Started(kind, s, t) => starts(kind, s).iter().filter(|x| x.1 <= t).count(),
-        Meaning::Kept(s, t) => {
-            starts(OpKind::F, s).iter().filter(|x| x.1 <= t && !offloaded(s).contains(&x.0)).count()
-        }
+        Meaning::Kept(s, t) => starts(OpKind::F, s).iter().filter(|x| x.1 <= t && !offloaded(s).contains(&x.0)).count(),
         Meaning::Offloaded(s) => offloaded(s).len(),
         Meaning::Resident(s) => problem.microbatches - offloaded(s).len(),
     };
@@ -180,6 +178,6 @@ fn two_at_once_agree_with_one() {
 fn nothing_is_proven_once_cancelled() {
     let problem = tight();
     let mut heard = Vec::new();
-    let bound = counter_bound(&problem, 0, 305, soon(), &AtomicBool::new(true), &mut |x| heard.push(x));
+    let bound = counter_bound(&problem, 0, &|| 305, soon(), &AtomicBool::new(true), &mut |x| heard.push(x));
     assert_eq!((bound, heard), (270, vec![270]));
 }
