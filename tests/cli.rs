@@ -20,9 +20,20 @@ fn json(output: &std::process::Output) -> serde_json::Value {
 #[test]
 fn every_command_teaches_by_example() {
     let help = optpipe().arg("--help").output().expect("runs");
-    for command in
-        ["init", "tune", "calibrate", "profile", "solve", "check", "compare", "run", "export", "schema", "devices"]
-    {
+    for command in [
+        "init",
+        "tune",
+        "calibrate",
+        "profile",
+        "search",
+        "solve",
+        "check",
+        "compare",
+        "run",
+        "export",
+        "schema",
+        "devices",
+    ] {
         assert!(stdout(&help).contains(&format!("  {command}")), "{command} is listed");
         let output = optpipe().args([command, "--help"]).output().expect("runs");
         assert!(output.status.success());

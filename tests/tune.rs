@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{data, optpipe, stderr, stdout, tiny_job};
+use support::{data, no_cache, optpipe, stderr, stdout, tiny_job};
 
 const FILES: [&str; 10] = [
     "hardware.yaml",
@@ -42,6 +42,7 @@ fn start(job: &Path, out: &Path, more: &[&str]) -> Child {
         .arg(out)
         .args(more)
         .args(measured())
+        .env("OPTPIPE_CACHE_DIR", no_cache())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

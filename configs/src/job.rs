@@ -31,7 +31,10 @@ use crate::size;
 
 mod check;
 mod choice;
+mod structure;
 mod template;
+
+pub use structure::{Count, Structure};
 
 /// A tuning job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -87,17 +90,21 @@ pub struct Batch {
     /// Tokens a sequence; at most the model's positions.
     #[schemars(range(min = 1))]
     pub sequence_length: usize,
-    /// Sequences a microbatch.
-    #[schemars(range(min = 1, max = 65536))]
-    pub microbatch_size: usize,
-    /// Microbatches a step.
+    /// Sequences a microbatch; `auto` needs `global_batch`.
+    #[schemars(schema_with = "structure::size_schema")]
+    pub microbatch_size: Count,
+    /// Microbatches a step; with `microbatch_size: auto` it follows from `global_batch`.
     #[schemars(range(min = 1, max = 65536))]
     pub microbatches: usize,
+    /// Sequences a step, whatever microbatch size the structure search chooses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub global_batch: Option<usize>,
 }
 
 impl Default for Batch {
     fn default() -> Self {
-        Batch { sequence_length: 256, microbatch_size: 1, microbatches: 8 }
+        Batch { sequence_length: 256, microbatch_size: Count::Fixed(1), microbatches: 8, global_batch: None }
     }
 }
 
@@ -141,8 +148,8 @@ pub struct Pipeline {
     #[schemars(range(min = 1, max = 1024))]
     pub devices: usize,
     /// Chunks a device (V): stages = devices x chunks, at most the model's blocks + 2.
-    #[schemars(range(min = 1, max = 64))]
-    pub chunks: usize,
+    #[schemars(schema_with = "structure::chunks_schema")]
+    pub chunks: Count,
     /// Which device holds which stage.
     pub placement: Placement,
     /// Transformer blocks of each stage; the embedding is on the first stage, the head on the last.
@@ -155,7 +162,7 @@ impl Default for Pipeline {
     fn default() -> Self {
         Pipeline {
             devices: 2,
-            chunks: 1,
+            chunks: Count::Fixed(1),
             placement: Placement::default(),
             layer_split: LayerSplit::default(),
             split_backward: true,
@@ -183,7 +190,8 @@ impl Default for Placement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NamedPlacement {
-    /// Linear with one chunk a device, interleaved with more.
+    /// Linear with one chunk a device, interleaved with more; `optpipe search` and `optpipe tune` look
+    /// at a V, too, where there are two.
     Auto,
     /// Stage s on device s; one chunk a device.
     Linear,
@@ -213,7 +221,8 @@ impl Default for LayerSplit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NamedSplit {
-    /// Balanced over measured times, embedding and head counted.
+    /// Balanced over measured times, embedding and head counted; `optpipe search` and `optpipe tune` look
+    /// at others, too.
     Auto,
 }
 
@@ -362,9 +371,9 @@ impl Job {
         template::template(model)
     }
 
-    /// Stages of the pipeline, S = devices x chunks.
+    /// Stages of the pipeline, S = devices x chunks; one chunk where undecided.
     pub fn stages(&self) -> usize {
-        self.pipeline.devices.saturating_mul(self.pipeline.chunks)
+        self.pipeline.devices.saturating_mul(self.chunks())
     }
 
     /// The device of each stage.

@@ -49,7 +49,7 @@
 //! let error = file::parse::<Job>("job.yaml".as_ref(), text).unwrap_err();
 //! assert_eq!(
 //!     error.to_string(),
-//!     "job.yaml:3:3: batch.microbatch: unknown field; known are sequence_length, microbatch_size, microbatches\n  \
+//!     "job.yaml:3:3: batch.microbatch: unknown field; known are sequence_length, microbatch_size, microbatches, global_batch\n  \
 //!      hint: did you mean `microbatches`?"
 //! );
 //! ```

@@ -144,8 +144,8 @@ impl Profile {
         if self.sequence_length != job.batch.sequence_length {
             return differs("sequence_length", "job's", &job.batch.sequence_length, &self.sequence_length);
         }
-        if self.microbatch_size != job.batch.microbatch_size {
-            return differs("microbatch_size", "job's", &job.batch.microbatch_size, &self.microbatch_size);
+        if self.microbatch_size != job.microbatch_size() {
+            return differs("microbatch_size", "job's", &job.microbatch_size(), &self.microbatch_size);
         }
         let blocks = self.each_layer().count().saturating_sub(2);
         if blocks != model.layers {

@@ -120,7 +120,7 @@ pub fn profile(
         backend: backend.kind().to_string(),
         precision: job.precision.name().to_owned(),
         sequence_length: job.batch.sequence_length,
-        microbatch_size: job.batch.microbatch_size,
+        microbatch_size: job.microbatch_size(),
         clock: backend.clock().to_owned(),
         layers,
         cost_ns: nanoseconds(began.elapsed()),
@@ -162,7 +162,7 @@ impl Subject<'_> {
         let seed = self.job.solver.seed.wrapping_add(device as u64);
         let layer = build_layer(model, self.index, &BuildOptions { dtype, seed, device: place.clone() })?;
         let mut rng = Pcg64::seed_from_u64(seed);
-        let shape = (batch.microbatch_size, batch.sequence_length);
+        let shape = (self.job.microbatch_size(), batch.sequence_length);
         let mut tokens = || {
             let count = shape.0 * shape.1;
             let vocabulary = u32::try_from(model.vocabulary).unwrap_or(u32::MAX).max(1);

@@ -4,7 +4,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use optpipe_configs::job::{Batch, Job, Pipeline, Precision};
+use optpipe_configs::job::{Batch, Count, Job, Pipeline, Precision};
 use optpipe_configs::model::Model;
 use optpipe_configs::profile::{LayerBytes, LayerKind, Profile};
 use optpipe_kernels::alloc::Counting;
@@ -34,7 +34,7 @@ fn tiny() -> Model {
 }
 
 fn job(precision: Precision) -> Job {
-    let batch = Batch { microbatch_size: 2, sequence_length: 48, ..Batch::default() };
+    let batch = Batch { microbatch_size: Count::Fixed(2), sequence_length: 48, ..Batch::default() };
     let pipeline = Pipeline { devices: 2, ..Pipeline::default() };
     Job { precision, batch, pipeline, ..Job::default() }
 }

@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 
-/// The built binary.
+/// The built binary, without the user's cache: tests are neither to see nor to fill it.
 pub(crate) fn optpipe() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_optpipe"));
-    command.env_remove("OPTPIPE_LOG");
+    command.env_remove("OPTPIPE_LOG").env("OPTPIPE_CACHE_DIR", no_cache());
     command
+}
+
+/// A cache folder that cannot be made, since a file is in its way.
+pub(crate) fn no_cache() -> PathBuf {
+    data("tiny/config.json")
 }
 
 /// A file of `tests/data`.

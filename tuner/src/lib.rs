@@ -1,13 +1,17 @@
 //! The parts of the binary `optpipe`: the loop, the runner, export, report.
 
+pub mod cache;
 pub mod cli;
 pub mod error;
 pub mod export;
 pub mod interrupt;
 pub mod measured;
+pub mod noise;
 pub mod plan;
 pub mod progress;
 pub mod runner;
+pub mod sensitivity;
+pub mod structure;
 pub mod summary;
 pub mod table;
 pub mod text;

@@ -21,6 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::noise::Spreads;
 use crate::text;
 
 /// A problem with how it came about.
@@ -30,6 +31,8 @@ pub struct Plan {
     pub problem: Problem,
     /// Transformer blocks of each stage.
     pub layer_split: Vec<usize>,
+    /// Sequences a microbatch.
+    pub microbatch_size: usize,
     /// What each stage holds.
     pub stages: Vec<StagePlan>,
     /// Static memory of each device.
@@ -89,6 +92,17 @@ impl DeviceMemory {
 /// Bad input where profile, hardware and job do not belong together or cannot be split; infeasible
 /// where a device cannot hold one microbatch.
 pub fn problem(profile: &Profile, hardware: &Hardware, job: &Job, model: &Model) -> Result<Plan> {
+    let plan = unlimited(profile, hardware, job, model)?;
+    feasible(&plan.problem, &plan.memory)?;
+    Ok(plan)
+}
+
+/// [`problem`], whether or not the devices' memory suffices for it.
+///
+/// # Errors
+/// Bad input where profile, hardware and job do not belong together or cannot be split.
+pub fn unlimited(profile: &Profile, hardware: &Hardware, job: &Job, model: &Model) -> Result<Plan> {
+    job.decided().map_err(|invalid| Error::invalid("job", invalid))?;
     same_measurement(profile, hardware, job, model)?;
     let devices = job.pipeline.devices;
     let placement = job.placement();
@@ -198,8 +212,15 @@ pub fn problem(profile: &Profile, hardware: &Hardware, job: &Job, model: &Model)
         reload_channel: hardware.reload_channel[..devices].to_vec(),
     };
     problem.check().map_err(|invalid| Error::invalid("the problem of this job", invalid))?;
-    feasible(&problem, &memory)?;
-    Ok(Plan { problem, layer_split, stages, memory })
+    Ok(Plan { problem, layer_split, microbatch_size: job.microbatch_size(), stages, memory })
+}
+
+/// The measured spreads of the ops of a split: those of the layers of each stage, and of the copies.
+pub fn spreads(profile: &Profile, hardware: &Hardware, layer_split: &[usize]) -> Spreads {
+    let layers = expand(profile);
+    let held: Vec<Vec<&LayerProfile>> =
+        split::layer_ranges(layer_split).into_iter().map(|range| layers[range].to_vec()).collect();
+    Spreads::measured(&held, &hardware.offload, &hardware.reload)
 }
 
 /// Infeasible, with what a job can do about it.
@@ -237,8 +258,8 @@ fn same_measurement(profile: &Profile, hardware: &Hardware, job: &Job, model: &M
     if profile.sequence_length != job.batch.sequence_length {
         return differs("sequence_length", job.batch.sequence_length.to_string(), profile.sequence_length.to_string());
     }
-    if profile.microbatch_size != job.batch.microbatch_size {
-        return differs("microbatch_size", job.batch.microbatch_size.to_string(), profile.microbatch_size.to_string());
+    if profile.microbatch_size != job.microbatch_size() {
+        return differs("microbatch_size", job.microbatch_size().to_string(), profile.microbatch_size.to_string());
     }
     if profile.precision != precision {
         return differs("precision", precision.to_owned(), profile.precision.clone());
@@ -282,7 +303,8 @@ fn expand(profile: &Profile) -> Vec<&LayerProfile> {
     profile.layers.iter().flat_map(|group| std::iter::repeat_n(group, group.count)).collect()
 }
 
-fn total_ns(layer: &LayerProfile) -> u64 {
+/// All that a layer computes for one microbatch, ns.
+pub fn total_ns(layer: &LayerProfile) -> u64 {
     layer
         .forward
         .median_ns

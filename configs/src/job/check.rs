@@ -2,16 +2,16 @@
 
 use std::fmt::Display;
 
-use super::{Job, LayerSplit, NamedPlacement, Placement};
+use super::{Count, Job, LayerSplit, NamedPlacement, Placement};
 use crate::file::{self, Check, Invalid};
 use crate::model::Model;
 
 /// The most devices of a job; far above what a schedule can be found for in useful time.
 const MOST_DEVICES: usize = 1024;
 /// The most chunks a device.
-const MOST_CHUNKS: usize = 64;
+pub(super) const MOST_CHUNKS: usize = 64;
 /// The most microbatches a step, sequences a microbatch, steps a measurement.
-const MOST: usize = 1 << 16;
+pub(super) const MOST: usize = 1 << 16;
 
 fn within<T: PartialOrd + Display>(field: &str, value: T, least: T, most: T) -> Result<(), Invalid> {
     if value >= least && value <= most {
@@ -27,10 +27,15 @@ impl Check for Job {
             return Err(Invalid::new("model", "expected a preset or the path of a config.json, found nothing"));
         }
         within("batch.sequence_length", self.batch.sequence_length, 1, 1 << 24)?;
-        within("batch.microbatch_size", self.batch.microbatch_size, 1, MOST)?;
+        if let Count::Fixed(size) = self.batch.microbatch_size {
+            within("batch.microbatch_size", size, 1, MOST)?;
+        }
         within("batch.microbatches", self.batch.microbatches, 1, MOST)?;
+        self.check_global_batch()?;
         within("pipeline.devices", self.pipeline.devices, 1, MOST_DEVICES)?;
-        within("pipeline.chunks", self.pipeline.chunks, 1, MOST_CHUNKS)?;
+        if let Count::Fixed(chunks) = self.pipeline.chunks {
+            within("pipeline.chunks", chunks, 1, MOST_CHUNKS)?;
+        }
         self.check_placement()?;
         if let LayerSplit::List(split) = &self.pipeline.layer_split {
             self.check_length("pipeline.layer_split", "numbers of blocks", split.len())?;
@@ -65,7 +70,7 @@ impl Job {
         }
         let (stages, layers) = (self.stages(), model.layers + 2);
         if stages > layers {
-            let (devices, chunks) = (self.pipeline.devices, self.pipeline.chunks);
+            let (devices, chunks) = (self.pipeline.devices, self.chunks());
             return Err(Invalid::new(
                 "pipeline.devices",
                 format!(
@@ -87,16 +92,31 @@ impl Job {
         Ok(())
     }
 
+    /// `global_batch` and `microbatch_size: auto` come together.
+    fn check_global_batch(&self) -> Result<(), Invalid> {
+        match (self.batch.microbatch_size, self.batch.global_batch) {
+            (Count::Auto, Some(sequences)) => within("batch.global_batch", sequences, 1, MOST),
+            (Count::Auto, None) => Err(Invalid::new(
+                "batch.global_batch",
+                "missing; with microbatch_size: auto it says how many sequences a step has",
+            )),
+            (Count::Fixed(_), Some(_)) => Err(Invalid::new(
+                "batch.global_batch",
+                "expected only with microbatch_size: auto; with a number a step has microbatch_size x microbatches \
+                 sequences",
+            )),
+            (Count::Fixed(_), None) => Ok(()),
+        }
+    }
+
     fn check_placement(&self) -> Result<(), Invalid> {
-        let (devices, chunks) = (self.pipeline.devices, self.pipeline.chunks);
-        let needs = |placement: &str, expected: usize| {
-            if chunks == expected {
-                return Ok(());
-            }
-            Err(Invalid::new(
+        let devices = self.pipeline.devices;
+        let needs = |placement: &str, expected: usize| match self.pipeline.chunks {
+            Count::Fixed(chunks) if chunks != expected => Err(Invalid::new(
                 "pipeline.chunks",
                 format!("expected {expected} for placement {placement}, found {chunks}"),
-            ))
+            )),
+            _ => Ok(()),
         };
         match &self.pipeline.placement {
             Placement::Named(NamedPlacement::Auto | NamedPlacement::Interleaved) => Ok(()),
@@ -117,7 +137,13 @@ impl Job {
 
     /// A list with one entry a stage.
     fn check_length(&self, field: &str, entries: &str, found: usize) -> Result<(), Invalid> {
-        let (stages, devices, chunks) = (self.stages(), self.pipeline.devices, self.pipeline.chunks);
+        let Count::Fixed(chunks) = self.pipeline.chunks else {
+            return Err(Invalid::new(
+                "pipeline.chunks",
+                format!("expected a number where {field} lists one entry a stage, found auto"),
+            ));
+        };
+        let (stages, devices) = (self.stages(), self.pipeline.devices);
         if found == stages {
             return Ok(());
         }
@@ -167,6 +193,20 @@ mod tests {
             ("pipeline: {devices: 0}", "pipeline.devices: expected 1 to 1024, found 0"),
             ("pipeline: {chunks: 65}", "pipeline.chunks: expected 1 to 64, found 65"),
             ("run: {steps: 0}", "run.steps: expected 1 to 65536, found 0"),
+            (
+                "batch: {microbatch_size: auto}",
+                "batch.global_batch: missing; with microbatch_size: auto it says how many sequences a step has",
+            ),
+            ("batch: {microbatch_size: auto, global_batch: 0}", "batch.global_batch: expected 1 to 65536, found 0"),
+            (
+                "batch: {global_batch: 8}",
+                "batch.global_batch: expected only with microbatch_size: auto; with a number a step has \
+                 microbatch_size x microbatches sequences",
+            ),
+            (
+                "pipeline: {chunks: auto, layer_split: [3, 3]}",
+                "pipeline.chunks: expected a number where pipeline.layer_split lists one entry a stage, found auto",
+            ),
             ("stop: {patience: 0}", "stop.patience: expected 1 to 1000, found 0"),
             ("stop: {max_rounds: 0}", "stop.max_rounds: expected 1 to 1000, found 0"),
             (

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{Job, MemoryLimit};
+use super::{Batch, Job, MemoryLimit};
 use crate::model::PRESETS;
 
 /// Width of comments.
@@ -15,9 +15,10 @@ pub(super) fn template(model: &str) -> String {
     let schema = schemars::schema_for!(Job);
     let schema = schema.as_value();
     // The fields that are absent by default stand as comments, with these values as examples.
-    let absent = ["memory_limit", "hardware"];
+    let absent = ["memory_limit", "hardware", "global_batch"];
     let job = Job {
         model: model.to_owned(),
+        batch: Batch { global_batch: Some(8), ..Batch::default() },
         memory_limit: Some(MemoryLimit::All("512MiB".to_owned())),
         hardware: Some(PathBuf::from("hardware.yaml")),
         ..Job::default()
@@ -128,6 +129,6 @@ mod tests {
         }
         let keys = text.lines().filter(|l| l.contains(": ") && !l.contains("# ")).count();
         let groups = text.lines().filter(|l| l.ends_with(':')).count();
-        assert_eq!(fields, keys + groups + 2, "two fields are comments");
+        assert_eq!(fields, keys + groups + 3, "three fields are comments");
     }
 }

@@ -27,7 +27,7 @@ fn jobs() {
         ("batch: {}\n", "job.yaml:1:1: model: missing; it has no default"),
         (
             "model: gpt2\nbatch:\n  microbatch: 4\n",
-            "job.yaml:3:3: batch.microbatch: unknown field; known are sequence_length, microbatch_size, microbatches\n  hint: did you mean `microbatches`?",
+            "job.yaml:3:3: batch.microbatch: unknown field; known are sequence_length, microbatch_size, microbatches, global_batch\n  hint: did you mean `microbatches`?",
         ),
         (
             "model: gpt2\nbatch:\n  microbatches: eight\n",

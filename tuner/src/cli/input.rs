@@ -49,8 +49,17 @@ pub(super) fn schedule(path: &Path) -> Result<ScheduleFile> {
     Ok(file::parse(path, &file::read_text(path)?)?)
 }
 
-/// A job with its model and the hardware that it names.
+/// A job in which nothing is left to the structure search, with its model and the hardware that it names.
 pub(super) fn job(path: &Path) -> Result<(Job, Model, Option<Hardware>)> {
+    let found = open_job(path)?;
+    match found.0.decided() {
+        Ok(()) => Ok(found),
+        Err(invalid) => Err(file::located(path, &file::read_text(path)?, invalid).into()),
+    }
+}
+
+/// A job with its model and the hardware that it names.
+pub(super) fn open_job(path: &Path) -> Result<(Job, Model, Option<Hardware>)> {
     let (job, model) = Job::read(path)?;
     let hardware = job.hardware_file(path).map(|hardware| file::read_checked(&hardware)).transpose()?;
     Ok((job, model, hardware))

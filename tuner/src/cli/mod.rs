@@ -10,6 +10,7 @@ mod input;
 mod profile;
 mod run;
 mod schema;
+mod search;
 mod solve;
 mod tune;
 
@@ -44,6 +45,7 @@ enum Command {
     Tune(tune::Args),
     Calibrate(calibrate::Args),
     Profile(profile::Args),
+    Search(search::Args),
     Solve(solve::Args),
     Check(check::Args),
     Compare(compare::Args),
@@ -67,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Tune(args) => tune::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Search(args) => search::run(&args),
         Command::Solve(args) => solve::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Compare(args) => compare::run(&args),
@@ -115,4 +118,13 @@ fn emit_json<T: Serialize>(value: &T) -> Result<()> {
 /// A duration given on the command line.
 fn duration(text: &str) -> std::result::Result<std::time::Duration, String> {
     optpipe_configs::size::parse_duration(text).map_err(|e| e.to_string())
+}
+
+/// A size given on the command line.
+fn bytes(text: &str) -> std::result::Result<u64, String> {
+    match optpipe_configs::size::parse_bytes(text) {
+        Ok(0) => Err("expected more than 0 bytes".to_owned()),
+        Ok(bytes) => Ok(bytes),
+        Err(e) => Err(e.to_string()),
+    }
 }

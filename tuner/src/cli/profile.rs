@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use optpipe_configs::file;
+use optpipe_configs::job::Count;
 use optpipe_configs::profile::{LayerKind, Profile, Sample};
 
 use super::input;
@@ -28,6 +29,9 @@ pub(super) struct Args {
     /// Where to write profile.yaml; without it only the numbers are printed
     #[arg(short, long)]
     output: Option<PathBuf>,
+    /// Sequences a microbatch, instead of the job's
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    microbatch_size: Option<u32>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -37,7 +41,17 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let (job, model, _) = input::job(&args.job)?;
+    let (mut job, model, _) = input::open_job(&args.job)?;
+    if let Some(size) = args.microbatch_size {
+        job.batch.microbatch_size = Count::Fixed(size as usize);
+    }
+    if job.batch.microbatch_size == Count::Auto {
+        return Err(Error::input(format!(
+            "{}: batch.microbatch_size: expected a number, found auto",
+            args.job.display()
+        ))
+        .hint("name one with --microbatch-size; `optpipe search` measures each that it looks at"));
+    }
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
     let mut machine = Local::new(&job, &model)?;

@@ -76,6 +76,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     progress.phase("running");
     let running = Running {
         layer_split: &split,
+        microbatch_size: job.microbatch_size(),
         workspace: None,
         problem: &problem,
         schedule: &schedule.schedule,

@@ -34,6 +34,8 @@ pub struct Local<'a> {
 pub struct Running<'a> {
     /// Transformer blocks of each stage.
     pub layer_split: &'a [usize],
+    /// Sequences a microbatch.
+    pub microbatch_size: usize,
     /// Workspace that each device sets aside, bytes.
     pub workspace: Option<&'a [u64]>,
     /// What the schedule solves.
@@ -74,7 +76,7 @@ impl<'a> Local<'a> {
     /// What the runner reports.
     pub fn measure(&mut self, running: &Running<'_>, progress: &Progress, cancel: &AtomicBool) -> Result<Measured> {
         let plan = RunPlan {
-            microbatch_size: self.job.batch.microbatch_size,
+            microbatch_size: running.microbatch_size,
             sequence_length: self.job.batch.sequence_length,
             precision: self.job.precision,
             optimizer: self.job.optimizer,
@@ -129,8 +131,14 @@ impl Machine for Local<'_> {
         cancel: &AtomicBool,
     ) -> Result<Measured> {
         let workspace: Vec<u64> = plan.memory.iter().map(|device| device.workspace).collect();
-        let running =
-            Running { layer_split: &plan.layer_split, workspace: Some(&workspace), problem, schedule, enforce };
+        let running = Running {
+            layer_split: &plan.layer_split,
+            microbatch_size: plan.microbatch_size,
+            workspace: Some(&workspace),
+            problem,
+            schedule,
+            enforce,
+        };
         self.measure(&running, progress, cancel)
     }
 }

@@ -288,7 +288,7 @@ pub fn stop_reason<'a>(
 
 /// Tokens that one step trains on.
 pub fn tokens_per_step(job: &Job) -> u64 {
-    (job.batch.sequence_length * job.batch.microbatch_size * job.batch.microbatches) as u64
+    (job.batch.sequence_length * job.global_batch()) as u64
 }
 
 fn nanoseconds(since: Instant) -> u64 {

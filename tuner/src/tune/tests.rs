@@ -89,7 +89,7 @@ impl Machine for MadeUp<'_> {
             backend: "cpu".to_owned(),
             precision: "f32".to_owned(),
             sequence_length: job.batch.sequence_length,
-            microbatch_size: job.batch.microbatch_size,
+            microbatch_size: job.microbatch_size(),
             clock: "made up".to_owned(),
             layers: vec![
                 layer(LayerKind::Embedding, 1, 1, 1),

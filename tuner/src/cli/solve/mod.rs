@@ -1,5 +1,8 @@
 //! `optpipe solve`
 
+mod report;
+mod robust;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,22 +10,24 @@ use optpipe_configs::file;
 use optpipe_configs::hardware::Hardware;
 use optpipe_configs::profile::Profile;
 use optpipe_solver::method::Method;
-use optpipe_solver::milp::MilpStats;
 use optpipe_solver::objective::Objective;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::ScheduleFile;
-use optpipe_solver::solve::{Event, Solution, SolveOptions, solve};
-use serde::Serialize;
+use optpipe_solver::solve::{Event, SolveOptions};
 
 use super::input::{self, Kind};
+use crate::cache::{self, Cache};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::noise::{Noise, Spreads};
 use crate::plan::{self, Plan};
 use crate::progress::Progress;
+use crate::sensitivity;
 use crate::summary::Predicted;
 use crate::text;
 use crate::tune::local::Local;
 use crate::tune::machine::Machine;
+use report::Found;
 
 /// Find the shortest schedule within each device's memory, with a bound
 #[derive(Debug, clap::Args)]
@@ -33,7 +38,10 @@ not given with --profile and --hardware is measured first.
 Examples:
   optpipe solve problem.yaml -o schedule.yaml --time-limit 30s
   optpipe solve profile.yaml --job job.yaml --hardware hardware.yaml -o schedule.yaml
-  optpipe solve job.yaml --problem-out problem.yaml -o schedule.yaml")]
+  optpipe solve job.yaml --problem-out problem.yaml -o schedule.yaml
+  optpipe solve job.yaml --noise profile --sensitivity
+
+What was solved is kept in OPTPIPE_CACHE_DIR, by default `optpipe` in the user's cache folder.")]
 pub(super) struct Args {
     /// A problem, a job, or a profile
     input: PathBuf,
@@ -70,6 +78,17 @@ pub(super) struct Args {
     /// Also write the problem that was made from job, profile and hardware
     #[arg(long)]
     problem_out: Option<PathBuf>,
+    /// Choose among several schedules by their step times under noise: `profile` draws op times from the
+    /// spreads that profile and calibration measured, a percentage such as 5% the same for all ops
+    #[arg(long, value_name = "profile|PERCENT")]
+    noise: Option<Noise>,
+    /// Also find out what 1 GiB more memory and 10 % more host bandwidth would be worth; each solve takes
+    /// up to a quarter of the time limit
+    #[arg(long)]
+    sensitivity: bool,
+    /// Neither look for this problem among those solved before nor remember it
+    #[arg(long)]
+    no_cache: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -83,27 +102,70 @@ struct Input {
     problem: Problem,
     model: Option<String>,
     plan: Option<Plan>,
+    measured: Option<(Profile, Hardware)>,
     tokens_per_step: u64,
 }
 
+impl Input {
+    /// How far op times are from those of the problem.
+    fn spreads(&self, noise: Noise, path: &Path) -> Result<Spreads> {
+        match (noise, &self.plan, &self.measured) {
+            (Noise::Share(share), ..) => Ok(Spreads::share(&self.problem, share)),
+            (Noise::Profile, Some(plan), Some((profile, hardware))) => {
+                Ok(plan::spreads(profile, hardware, &plan.layer_split))
+            }
+            (Noise::Profile, ..) => Err(Error::input(format!(
+                "{}: is a problem: --noise profile needs the spreads of a profile",
+                path.display()
+            ))
+            .hint("solve a job or a profile, or give a percentage, as in --noise 5%")),
+        }
+    }
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
+    let by_makespan = [("--noise", args.noise.is_some()), ("--sensitivity", args.sensitivity)];
+    if let Some((name, _)) = by_makespan.iter().find(|(_, given)| *given && args.objective != Objective::Makespan) {
+        return Err(Error::input(format!("{name}: expected --objective makespan, found {}", args.objective)));
+    }
     let progress = Progress::new(args.quiet);
     let input = read(args, &progress)?;
     if let Some(path) = &args.problem_out {
         file::write(path, &input.problem).map_err(Error::write)?;
     }
     let cancel = interrupt::install();
-    progress.phase(&format!("solving, at most {}", text::duration(args.time_limit.as_nanos() as i64)));
+    let cache = if args.no_cache { None } else { Cache::of_user() };
     let options = SolveOptions {
         method: args.method,
         objective: args.objective,
         time_limit: args.time_limit,
         seed: args.seed,
-        start: None,
         iterations: args.iterations,
+        ..SolveOptions::default()
     };
-    let mut on_event = |event: &Event| progress.update(&format!("solving: {event}"));
-    let solution = solve(&input.problem, &options, &mut on_event, cancel)?;
+    progress.phase(&format!("solving, at most {}", text::duration(args.time_limit.as_nanos() as i64)));
+    let (solution, hit, robust) = match args.noise {
+        None => {
+            let mut on_event = |event: &Event| progress.update(&format!("solving: {event}"));
+            let (solution, hit) = cache::solve(&input.problem, &options, cache.as_ref(), &mut on_event, cancel)?;
+            (solution, hit, None)
+        }
+        Some(noise) => {
+            let spreads = input.spreads(noise, &args.input)?;
+            let (solution, robust) = robust::choose(&input.problem, &options, noise, &spreads, &progress, cancel)?;
+            (solution, None, Some(robust))
+        }
+    };
+    if let Some(hit) = hit {
+        progress.line(&format!("cache: {hit}"));
+    }
+    let sensitivity = match args.sensitivity {
+        false => None,
+        true => {
+            let (problem, schedule, limit) = (&input.problem, &solution.schedule, args.time_limit / 4);
+            Some(sensitivity::sensitivity(problem, schedule, &options, limit, &progress, cancel)?)
+        }
+    };
     progress.done();
 
     if let Some(path) = &args.output {
@@ -119,11 +181,19 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let yaml = file.to_yaml().map_err(|e| Error::failed(format!("cannot write the schedule: {e}")))?;
         file::write_text(path, &yaml).map_err(Error::write)?;
     }
-    let predicted = Predicted::of(&input.problem, &solution.schedule, input.tokens_per_step);
+    let found = Found {
+        input: &input,
+        solution: &solution,
+        predicted: Predicted::of(&input.problem, &solution.schedule, input.tokens_per_step),
+        hit,
+        robust: robust.as_ref(),
+        sensitivity: sensitivity.as_ref(),
+        written: args.output.as_deref(),
+    };
     if args.json {
-        super::emit_json(&Solved::new(&input, &solution, &predicted, args.output.as_deref()))?;
+        super::emit_json(&found.json())?
     } else {
-        super::emit(&report(&input, &solution, &predicted, args.output.as_deref()))?;
+        super::emit(&found.text())?
     }
     if cancel.load(std::sync::atomic::Ordering::SeqCst) {
         return Err(Error::Interrupted(": this is the best so far".to_owned()));
@@ -147,7 +217,7 @@ fn read(args: &Args, progress: &Progress) -> Result<Input> {
                 return unexpected("is a problem", name);
             }
             let problem: Problem = file::read_checked(&args.input)?;
-            return Ok(Input { problem, model: None, plan: None, tokens_per_step: 0 });
+            return Ok(Input { problem, model: None, plan: None, measured: None, tokens_per_step: 0 });
         }
         Kind::Job if args.job.is_some() => return unexpected("is a job itself", "--job"),
         Kind::Job => (args.input.clone(), args.profile.clone()),
@@ -214,102 +284,7 @@ fn from_job(job: &Path, profile: Option<&Path>, hardware: Option<&Path>, progres
         problem: plan.problem.clone(),
         model: Some(model.name.clone()),
         plan: Some(plan),
+        measured: Some((profile, hardware)),
         tokens_per_step: crate::tune::tokens_per_step(&job),
     })
-}
-
-/// What `--json` prints.
-#[derive(Serialize)]
-struct Solved<'a> {
-    objective: Objective,
-    makespan_ns: i64,
-    period_ns: i64,
-    bound_ns: i64,
-    gap: f64,
-    proven: bool,
-    method: &'a str,
-    stop: &'a optpipe_solver::solve::StopReason,
-    bubble: f64,
-    peak_bytes: &'a [u64],
-    capacity_bytes: &'a [i64],
-    offloaded: usize,
-    offloaded_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layer_split: Option<&'a [usize]>,
-    parts: &'a [optpipe_solver::solve::PartRecord],
-    trace: &'a [optpipe_solver::solve::TracePoint],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    milp: Option<&'a MilpStats>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    schedule: Option<&'a Path>,
-}
-
-impl<'a> Solved<'a> {
-    fn new(input: &'a Input, solution: &'a Solution, predicted: &'a Predicted, schedule: Option<&'a Path>) -> Self {
-        Solved {
-            objective: solution.objective,
-            makespan_ns: solution.makespan_ns,
-            period_ns: solution.period_ns,
-            bound_ns: solution.bound_ns,
-            gap: solution.gap(),
-            proven: solution.proven,
-            method: &solution.method,
-            stop: &solution.stop,
-            bubble: predicted.bubble,
-            peak_bytes: &predicted.peak_bytes,
-            capacity_bytes: &input.problem.bytes.capacity,
-            offloaded: predicted.offloaded,
-            offloaded_bytes: predicted.offloaded_bytes,
-            layer_split: input.plan.as_ref().map(|plan| plan.layer_split.as_slice()),
-            parts: &solution.parts,
-            trace: &solution.trace,
-            milp: solution.milp.as_ref(),
-            schedule,
-        }
-    }
-}
-
-fn report(input: &Input, solution: &Solution, predicted: &Predicted, written: Option<&Path>) -> String {
-    let problem = &input.problem;
-    let mut lines = vec![
-        format!(
-            "makespan   {} ({} ns), found by {}",
-            text::duration(solution.makespan_ns),
-            solution.makespan_ns,
-            solution.method
-        ),
-        format!("period     {} ({} ns)", text::duration(solution.period_ns), solution.period_ns),
-        format!(
-            "bound      {} ({} ns) on the {}, gap {}",
-            text::duration(solution.bound_ns),
-            solution.bound_ns,
-            solution.objective,
-            text::gap(solution.gap())
-        ),
-        format!("bubble     {}", text::percent(predicted.bubble)),
-        format!(
-            "offloaded  {} of {} stage-microbatch pairs, {}",
-            predicted.offloaded,
-            problem.stages() * problem.microbatches,
-            text::bytes(predicted.offloaded_bytes)
-        ),
-    ];
-    for (device, (&peak, capacity)) in predicted.peak_bytes.iter().zip(&problem.bytes.capacity).enumerate() {
-        let label = if device == 0 { "peak" } else { "" };
-        lines.push(format!(
-            "{label:<10} device {device}: {} of {}",
-            text::bytes(peak),
-            text::bytes(capacity.unsigned_abs())
-        ));
-    }
-    if let Some(plan) = &input.plan {
-        for (s, stage) in plan.stages.iter().enumerate() {
-            let label = if s == 0 { "split" } else { "" };
-            lines.push(format!("{label:<10} stage {s} on device {}: {}", stage.device, stage.layers));
-        }
-    }
-    if let Some(path) = written {
-        lines.push(format!("wrote      {}", path.display()));
-    }
-    lines.join("\n")
 }

@@ -1,0 +1,216 @@
+//! Solved problems, kept in the user's cache folder.
+//!
+//! An entry holds a problem in its normal form ([`normal::Normal`]) and a solution of it. The same normal
+//! form under the same options is an exact hit; a problem of the same shape with other times, or solved
+//! with other options, is a near hit, whose order is a start for the solver.
+//!
+//! Many processes may use one folder at once: an entry is written to a temporary file and renamed, so
+//! that readers see the old one or the new one, whole. A file that cannot be read, is damaged, or was
+//! written by something else counts as absent. Nothing here is an error to the user: the cache saves
+//! time, and a solve is the same without it.
+
+pub mod normal;
+mod solve;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use optpipe_configs::file;
+use optpipe_solver::problem::Problem;
+use optpipe_solver::solve::{Solution, SolveOptions};
+use serde::{Deserialize, Serialize};
+
+use normal::{Normal, fingerprint};
+
+pub use solve::{Hit, solve};
+
+/// Version of the entries' format; each has a folder of its own.
+const FORMAT: &str = "v1";
+/// What an entry starts with; the fingerprint of what follows stands behind it.
+const MAGIC: &str = "optpipe-cache 1 ";
+/// The most that all entries take, bytes.
+const MOST_BYTES: u64 = 256 << 20;
+/// The most entries.
+const MOST_ENTRIES: usize = 4096;
+/// So many entries of one shape are looked at for a start, the newest ones.
+const MOST_NEAR: usize = 16;
+/// A temporary file this old is what a killed process left behind.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// A cache folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    folder: PathBuf,
+}
+
+/// What is solved and how: which entry answers it.
+#[derive(Debug, Clone)]
+struct Key {
+    /// Options as text; a new option that the solver learns is part of it by itself.
+    options: String,
+    name: String,
+    shape: String,
+}
+
+/// A file of the cache.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Entry {
+    /// [`Key::options`].
+    options: String,
+    /// In normal form.
+    problem: Problem,
+    /// The time limit under which the solution was found, ns; 0 if the solve was cut short.
+    time_limit_ns: u64,
+    /// Its times are in units of the normal form.
+    solution: Solution,
+}
+
+impl Key {
+    fn new(normal: &Normal, options: &SolveOptions) -> Key {
+        let plain = SolveOptions { start: None, time_limit: Duration::ZERO, ..options.clone() };
+        let options = format!("optpipe {} {plain:?}", env!("CARGO_PKG_VERSION"));
+        let problem = serde_json::to_string(&normal.problem).unwrap_or_default();
+        Key {
+            name: format!("{:016x}", fingerprint(&[options.as_bytes(), problem.as_bytes()])),
+            shape: format!("{:016x}", normal.shape()),
+            options,
+        }
+    }
+}
+
+impl Cache {
+    /// A cache in a folder, which is made when something is stored.
+    pub fn new(folder: &Path) -> Cache {
+        Cache { folder: folder.join(FORMAT) }
+    }
+
+    /// The cache of this user: in `OPTPIPE_CACHE_DIR`, else in `optpipe` below the folder that the system
+    /// has for caches. `None` where there is no such folder.
+    pub fn of_user() -> Option<Cache> {
+        let folder = user_folder(|name| std::env::var_os(name));
+        if folder.is_none() {
+            tracing::debug!("no cache: neither OPTPIPE_CACHE_DIR nor a home folder is set");
+        }
+        folder.map(|folder| Cache::new(&folder))
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.folder.join(format!("{}-{}.entry", key.shape, key.name))
+    }
+
+    /// The entry of a key and its problem; a different problem under the same name is no hit.
+    fn exact(&self, key: &Key, normal: &Normal) -> Option<Entry> {
+        let path = self.path(key);
+        let entry = read(&path)?;
+        if entry.options != key.options || entry.problem != normal.problem {
+            return None;
+        }
+        // Used again: it is not the oldest any more. A folder that cannot be written is still read.
+        if let Ok(file) = std::fs::File::options().append(true).open(&path) {
+            let _ = file.set_modified(SystemTime::now());
+        }
+        Some(entry)
+    }
+
+    /// Entries of the same shape, the newest first.
+    fn near(&self, key: &Key) -> Vec<Entry> {
+        let prefix = format!("{}-", key.shape);
+        let mut files = self.files();
+        files.retain(|file| file.name.starts_with(&prefix) && file.name.ends_with(".entry"));
+        files.sort_by_key(|file| std::cmp::Reverse(file.modified));
+        files.truncate(MOST_NEAR);
+        files.iter().filter_map(|file| read(&self.folder.join(&file.name))).collect()
+    }
+
+    /// Stores an entry and removes the oldest ones where there are too many.
+    fn store(&self, key: &Key, entry: &Entry) {
+        let Ok(body) = serde_json::to_string(entry) else { return };
+        if body.len() as u64 > MOST_BYTES / 4 {
+            tracing::debug!("cache: {} bytes are too many for an entry", body.len());
+            return;
+        }
+        let text = format!("{MAGIC}{:016x}\n{body}", fingerprint(&[body.as_bytes()]));
+        match file::write_text(&self.path(key), &text) {
+            Ok(()) => self.evict(MOST_BYTES, MOST_ENTRIES),
+            Err(e) => tracing::debug!("cache: not stored: {e}"),
+        }
+    }
+
+    /// Removes the oldest entries until the rest is within the limits, and what killed processes left.
+    fn evict(&self, most_bytes: u64, most_entries: usize) {
+        let mut files = self.files();
+        let abandoned =
+            |file: &Stored| file.name.ends_with(".tmp") && file.modified.elapsed().is_ok_and(|age| age > ABANDONED);
+        for file in files.iter().filter(|file| abandoned(file)) {
+            let _ = std::fs::remove_file(self.folder.join(&file.name));
+        }
+        files.retain(|file| file.name.ends_with(".entry"));
+        files.sort_by_key(|file| file.modified);
+        let (mut bytes, mut entries) = (files.iter().map(|file| file.bytes).sum::<u64>(), files.len());
+        for file in files {
+            if bytes <= most_bytes && entries <= most_entries {
+                break;
+            }
+            // Another process may have removed it already.
+            let _ = std::fs::remove_file(self.folder.join(&file.name));
+            bytes -= file.bytes;
+            entries -= 1;
+        }
+    }
+
+    fn files(&self) -> Vec<Stored> {
+        let listed = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let stored = listed.filter_map(|file| {
+            let data = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+            let name = file.file_name().into_string().ok()?;
+            Some(Stored { name, bytes: data.len(), modified: data.modified().ok()? })
+        });
+        stored.collect()
+    }
+}
+
+/// A file of the folder.
+struct Stored {
+    name: String,
+    bytes: u64,
+    modified: SystemTime,
+}
+
+/// An entry; `None`, with a message for `OPTPIPE_LOG=debug`, for anything that is none.
+fn read(path: &Path) -> Option<Entry> {
+    if !path.exists() {
+        return None;
+    }
+    let ignored = |why: &str| tracing::debug!("cache: {} is ignored: {why}", path.display());
+    let text = file::read_text(path).inspect_err(|e| ignored(&e.to_string())).ok()?;
+    let Some((head, body)) = text.split_once('\n') else {
+        ignored("it has no second line");
+        return None;
+    };
+    if head.strip_prefix(MAGIC) != Some(&format!("{:016x}", fingerprint(&[body.as_bytes()]))) {
+        ignored("it is damaged, or not an entry");
+        return None;
+    }
+    serde_json::from_str(body).inspect_err(|e| ignored(&e.to_string())).ok()
+}
+
+/// Where this user's cache is, by the environment: as the XDG base directory specification has it on
+/// Unix, the local application data on Windows. Relative paths there are invalid and count as unset.
+fn user_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(folder) = set("OPTPIPE_CACHE_DIR") {
+        return Some(folder);
+    }
+    let absolute = |name: &str| set(name).filter(|path| path.is_absolute());
+    let caches = if cfg!(windows) {
+        absolute("LOCALAPPDATA")
+    } else {
+        let below_home = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
+        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(below_home)))
+    };
+    caches.map(|caches| caches.join("optpipe"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! What `optpipe solve` prints.
+
+use std::path::Path;
+
+use optpipe_solver::milp::MilpStats;
+use optpipe_solver::objective::Objective;
+use optpipe_solver::solve::Solution;
+use serde::Serialize;
+
+use super::Input;
+use super::robust::Robust;
+use crate::cache::Hit;
+use crate::sensitivity::Sensitivity;
+use crate::summary::Predicted;
+use crate::text;
+
+/// A solution with all that is told about it.
+pub(super) struct Found<'a> {
+    pub(super) input: &'a Input,
+    pub(super) solution: &'a Solution,
+    pub(super) predicted: Predicted,
+    pub(super) hit: Option<Hit>,
+    pub(super) robust: Option<&'a Robust>,
+    pub(super) sensitivity: Option<&'a Sensitivity>,
+    pub(super) written: Option<&'a Path>,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+pub(super) struct Solved<'a> {
+    objective: Objective,
+    makespan_ns: i64,
+    period_ns: i64,
+    bound_ns: i64,
+    gap: f64,
+    proven: bool,
+    method: &'a str,
+    stop: &'a optpipe_solver::solve::StopReason,
+    bubble: f64,
+    peak_bytes: &'a [u64],
+    capacity_bytes: &'a [i64],
+    offloaded: usize,
+    offloaded_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer_split: Option<&'a [usize]>,
+    parts: &'a [optpipe_solver::solve::PartRecord],
+    trace: &'a [optpipe_solver::solve::TracePoint],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    milp: Option<&'a MilpStats>,
+    /// What the cache of solved problems had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<Hit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    noise: Option<&'a Robust>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sensitivity: Option<&'a Sensitivity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<&'a Path>,
+}
+
+impl Found<'_> {
+    /// For `--json`.
+    pub(super) fn json(&self) -> Solved<'_> {
+        let Found { input, solution, predicted, .. } = self;
+        Solved {
+            objective: solution.objective,
+            makespan_ns: solution.makespan_ns,
+            period_ns: solution.period_ns,
+            bound_ns: solution.bound_ns,
+            gap: solution.gap(),
+            proven: solution.proven,
+            method: &solution.method,
+            stop: &solution.stop,
+            bubble: predicted.bubble,
+            peak_bytes: &predicted.peak_bytes,
+            capacity_bytes: &input.problem.bytes.capacity,
+            offloaded: predicted.offloaded,
+            offloaded_bytes: predicted.offloaded_bytes,
+            layer_split: input.plan.as_ref().map(|plan| plan.layer_split.as_slice()),
+            parts: &solution.parts,
+            trace: &solution.trace,
+            milp: solution.milp.as_ref(),
+            cache: self.hit,
+            noise: self.robust,
+            sensitivity: self.sensitivity,
+            schedule: self.written,
+        }
+    }
+
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let Found { input, solution, predicted, .. } = self;
+        let problem = &input.problem;
+        let mut lines = vec![
+            format!(
+                "makespan   {} ({} ns), found by {}",
+                text::duration(solution.makespan_ns),
+                solution.makespan_ns,
+                solution.method
+            ),
+            format!("period     {} ({} ns)", text::duration(solution.period_ns), solution.period_ns),
+            format!(
+                "bound      {} ({} ns) on the {}, gap {}",
+                text::duration(solution.bound_ns),
+                solution.bound_ns,
+                solution.objective,
+                text::gap(solution.gap())
+            ),
+            format!("bubble     {}", text::percent(predicted.bubble)),
+            format!(
+                "offloaded  {} of {} stage-microbatch pairs, {}",
+                predicted.offloaded,
+                problem.stages() * problem.microbatches,
+                text::bytes(predicted.offloaded_bytes)
+            ),
+        ];
+        for (device, (&peak, capacity)) in predicted.peak_bytes.iter().zip(&problem.bytes.capacity).enumerate() {
+            let label = if device == 0 { "peak" } else { "" };
+            lines.push(format!(
+                "{label:<10} device {device}: {} of {}",
+                text::bytes(peak),
+                text::bytes(capacity.unsigned_abs())
+            ));
+        }
+        if let Some(plan) = &input.plan {
+            for (s, stage) in plan.stages.iter().enumerate() {
+                let label = if s == 0 { "split" } else { "" };
+                lines.push(format!("{label:<10} stage {s} on device {}: {}", stage.device, stage.layers));
+            }
+        }
+        lines.extend(self.hit.map(|hit| format!("cache      {hit}")));
+        lines.extend(self.robust.map(Robust::text));
+        if let Some(sensitivity) = self.sensitivity {
+            let label = |i: usize| if i == 0 { "worth" } else { "" };
+            lines.extend(sensitivity.changes.iter().enumerate().map(|(i, worth)| format!("{:<10} {worth}", label(i))));
+        }
+        if let Some(path) = self.written {
+            lines.push(format!("wrote      {}", path.display()));
+        }
+        lines.join("\n")
+    }
+}
