@@ -7,7 +7,7 @@
 use crate::graph::Node;
 
 /// The end of an op that has none yet; far above every time, so that one comparison finds it.
-const UNSET: i64 = i64::MAX / 4;
+pub(crate) const UNSET: i64 = i64::MAX / 4;
 const NOBODY: u32 = u32::MAX;
 
 /// Ends of ops, and the state of the pass, kept between calls.
@@ -17,12 +17,13 @@ pub(crate) struct LongestPath {
     pub(crate) end: Vec<i64>,
     /// When each queue ends.
     pub(crate) clock: Vec<i64>,
+    /// How far each queue is, and how far it is to run.
+    pub(crate) position: Vec<u32>,
+    pub(crate) stop: Vec<u32>,
     /// The first queue parked with an op.
     parked: Vec<u32>,
     /// The next queue parked with the same op.
     next: Vec<u32>,
-    /// How far each queue is.
-    position: Vec<u32>,
     /// The op that a queue is parked with.
     parked_with: Vec<u32>,
     stack: Vec<u32>,
@@ -41,24 +42,31 @@ impl LongestPath {
     /// The makespan of the queues. Optional ops that stand in no queue must be waited for by none.
     /// Stops as soon as it is known to exceed `limit`.
     pub(crate) fn run(&mut self, nodes: &[Node], queues: &[Vec<u32>], limit: i64) -> Result<i64, Stopped> {
-        let count = queues.len();
-        let none = nodes.len() - 1;
         self.end.clear();
         self.end.resize(nodes.len(), UNSET);
-        self.end[none] = 0;
+        self.end[nodes.len() - 1] = 0;
+        self.position.clear();
+        self.position.resize(queues.len(), 0);
+        self.clock.clear();
+        self.clock.resize(queues.len(), 0);
+        self.stop.clear();
+        self.stop.extend(queues.iter().map(|queue| queue.len() as u32));
+        self.advance(nodes, queues, limit)?;
+        Ok(self.clock.iter().copied().max().unwrap_or(0))
+    }
+
+    /// Runs every queue from its position, at its clock, to its stop. What ends before has its end already;
+    /// what runs must have [`UNSET`].
+    pub(crate) fn advance(&mut self, nodes: &[Node], queues: &[Vec<u32>], limit: i64) -> Result<(), Stopped> {
+        let count = queues.len();
         self.parked.resize(nodes.len(), NOBODY);
         self.next.resize(count, NOBODY);
-        self.position.clear();
-        self.position.resize(count, 0);
-        self.clock.clear();
-        self.clock.resize(count, 0);
         self.parked_with.clear();
         self.parked_with.resize(count, NOBODY);
         self.stack.clear();
-        self.stack.extend((0..count as u32).rev());
-        let mut makespan = 0;
+        self.stack.extend((0..count as u32).rev().filter(|&q| self.position[q as usize] < self.stop[q as usize]));
         while let Some(q) = self.stack.pop() {
-            let queue = &queues[q as usize];
+            let queue = &queues[q as usize][..self.stop[q as usize] as usize];
             let mut clock = self.clock[q as usize];
             let mut at = self.position[q as usize] as usize;
             while let Some(&op) = queue.get(at) {
@@ -91,14 +99,13 @@ impl LongestPath {
             }
             self.clock[q as usize] = clock;
             self.position[q as usize] = at as u32;
-            makespan = makespan.max(clock);
         }
-        let stuck = (0..count).find_map(|q| queues[q].get(self.position[q] as usize));
-        if let Some(&op) = stuck {
+        let stuck = (0..count).find(|&q| self.position[q] < self.stop[q]);
+        if let Some(q) = stuck {
             self.unpark();
-            return Err(Stopped::Cycle(op));
+            return Err(Stopped::Cycle(queues[q][self.position[q] as usize]));
         }
-        Ok(makespan)
+        Ok(())
     }
 
     fn unpark(&mut self) {

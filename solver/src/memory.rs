@@ -11,6 +11,23 @@
 use crate::graph::{Graph, Node};
 use crate::schedule::OpKind;
 
+/// The waits of an op, as they were before they changed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waits {
+    pub(crate) op: u32,
+    pub(crate) copy: u32,
+    pub(crate) freed: u32,
+}
+
+/// Sets the waits of an op; notes in `changed` what they were, if they are others now.
+pub(crate) fn set_waits(nodes: &mut [Node], changed: &mut Vec<Waits>, op: u32, copy: u32, freed: u32) {
+    let node = &mut nodes[op as usize];
+    if (node.copy, node.freed) != (copy, freed) {
+        changed.push(Waits { op, copy: node.copy, freed: node.freed });
+        (node.copy, node.freed) = (copy, freed);
+    }
+}
+
 /// Buffers of [`derive`], kept between calls.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
@@ -21,7 +38,8 @@ pub(crate) struct Scratch {
 }
 
 /// Sets the waits (`copy` and `freed`) of a device's F and R. `offloads` are the device's O in the
-/// order of their channel. With `room` as `None` there is no limit.
+/// order of their channel. With `room` as `None` there is no limit. Waits that change are added to `changed`
+/// as they were.
 ///
 /// # Errors
 /// The allocation for which all frees before it and all offloads are not enough, and the bytes that
@@ -32,6 +50,7 @@ pub(crate) fn derive(
     sequence: &[u32],
     offloads: &[u32],
     nodes: &mut [Node],
+    changed: &mut Vec<Waits>,
     scratch: &mut Scratch,
 ) -> Result<(), (u32, i64)> {
     let none = graph.none();
@@ -51,8 +70,7 @@ pub(crate) fn derive(
         }
         allocated += bytes;
         let Some(room) = room else {
-            nodes[op as usize].copy = none;
-            nodes[op as usize].freed = none;
+            set_waits(nodes, changed, op, none, none);
             continue;
         };
         let lacking = allocated - freed - room;
@@ -67,13 +85,11 @@ pub(crate) fn derive(
             prefix -= 1;
             copied -= graph.bytes(offloads[prefix]);
         }
-        let node = &mut nodes[op as usize];
-        node.copy = if prefix > 0 { offloads[prefix - 1] } else { none };
-        if kind == OpKind::R {
-            // F follows all B and W before it anyway; R waits for those alone that it needs.
-            let needed = allocated - copied - room;
-            node.freed = if needed <= 0 { none } else { scratch.by[scratch.freed.partition_point(|&x| x < needed)] };
-        }
+        let copy = if prefix > 0 { offloads[prefix - 1] } else { none };
+        // F follows all B and W before it anyway; R waits for those alone that it needs.
+        let needed = if kind == OpKind::R { allocated - copied - room } else { 0 };
+        let freed = if needed <= 0 { none } else { scratch.by[scratch.freed.partition_point(|&x| x < needed)] };
+        set_waits(nodes, changed, op, copy, freed);
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::graph::{Graph, Node};
 use crate::longest_path::{LongestPath, Stopped};
-use crate::memory;
+use crate::memory::{self, Waits};
 use crate::order::Order;
 use crate::schedule::{OpKind, Schedule, ScheduledOp};
 use crate::simulate::SimulateError;
@@ -136,6 +136,8 @@ impl Plan {
 pub(crate) struct Evaluator {
     pub(crate) nodes: Vec<Node>,
     pub(crate) path: LongestPath,
+    /// Waits that [`Evaluator::derive`] has changed, as they were, since this was last cleared.
+    pub(crate) changed: Vec<Waits>,
     scratch: memory::Scratch,
     offloads: Vec<u32>,
 }
@@ -154,6 +156,7 @@ impl Evaluator {
         Evaluator {
             nodes: graph.nodes.clone(),
             path: LongestPath::default(),
+            changed: Vec::new(),
             scratch: memory::Scratch::default(),
             offloads: Vec::new(),
         }
@@ -172,17 +175,19 @@ impl Evaluator {
         for &op in &plan.sequences[device] {
             if graph.kind(op) == OpKind::B {
                 let reload = graph.sibling(op, OpKind::R);
-                self.nodes[op as usize].copy = if plan.offloaded[graph.pair(op)] { reload } else { graph.none() };
+                let copy = if plan.offloaded[graph.pair(op)] { reload } else { graph.none() };
+                memory::set_waits(&mut self.nodes, &mut self.changed, op, copy, graph.none());
             }
         }
         let room = limited.then_some(graph.room[device]);
         let sequence = &plan.sequences[device];
-        memory::derive(graph, room, sequence, &self.offloads, &mut self.nodes, &mut self.scratch)
+        memory::derive(graph, room, sequence, &self.offloads, &mut self.nodes, &mut self.changed, &mut self.scratch)
             .map_err(|(op, missing)| Unschedulable::Memory(op, missing))
     }
 
     /// The makespan of a plan from scratch; ends are in `path.end`.
     pub(crate) fn run(&mut self, graph: &Graph<'_>, plan: &Plan, limited: bool) -> Result<i64, Unschedulable> {
+        self.changed.clear();
         for device in 0..graph.problem.devices {
             self.derive(graph, plan, device, limited)?;
         }

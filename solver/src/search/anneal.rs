@@ -24,8 +24,7 @@ const COLD: f64 = 0.004;
 /// Anneals in rounds, from the best plan, until the search is over. Rounds at later times start from the
 /// best plan or, in turn, from one of `others`.
 pub(super) fn anneal(graph: &Graph<'_>, worker: &mut Worker<'_>, others: &[Plan]) {
-    let compute = &graph.nodes[..3 * graph.pairs];
-    let mean = compute.iter().map(|x| x.duration).sum::<i64>() as f64 / compute.len() as f64;
+    let mean = mean_time(graph);
     // Evaluations a second, to plan rounds that end in time.
     let mut rate = None;
     for round in 0.. {
@@ -51,11 +50,7 @@ fn run(worker: &mut Worker<'_>, state: &mut State<'_>, mover: &mut Mover, budget
     while done < budget && !worker.stopped() {
         let temperature = mean * HOT * (COLD / HOT).powf(done as f64 / budget as f64);
         for _ in 0..STEP {
-            mover.edit(state);
-            let draw: f64 = mover.rng().random();
-            let threshold = state.objective - temperature * draw.max(1e-12).ln();
-            if state.settle(threshold) {
-                mover.accepted();
+            if step(state, mover, temperature) {
                 worker.found(&state.plan, state.makespan_ns, super::ANNEALING);
             }
         }
@@ -63,4 +58,23 @@ fn run(worker: &mut Worker<'_>, state: &mut State<'_>, mover: &mut Mover, budget
         worker.evaluations += STEP;
     }
     done
+}
+
+/// Tries one edit; returns whether it was kept.
+pub(super) fn step(state: &mut State<'_>, mover: &mut Mover, temperature: f64) -> bool {
+    mover.edit(state);
+    // The threshold is drawn before the evaluation, which so can end early.
+    let draw: f64 = mover.rng().random();
+    let threshold = state.objective - temperature * draw.max(1e-12).ln();
+    let kept = state.settle(threshold);
+    if kept {
+        mover.accepted();
+    }
+    kept
+}
+
+/// Mean time of F, B and W, ns.
+pub(super) fn mean_time(graph: &Graph<'_>) -> f64 {
+    let compute = &graph.nodes[..3 * graph.pairs];
+    compute.iter().map(|x| x.duration).sum::<i64>() as f64 / compute.len() as f64
 }

@@ -4,7 +4,10 @@
 mod anneal;
 mod moves;
 mod policies;
+mod retime;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
@@ -163,4 +166,29 @@ pub(crate) fn search(
             on_better(best);
         }
     });
+}
+
+/// Annealing without the clock, for benchmarks.
+pub(crate) struct Trial<'g> {
+    state: state::State<'g>,
+    mover: moves::Mover,
+    mean: f64,
+}
+
+impl<'g> Trial<'g> {
+    pub(crate) fn new(graph: &'g Graph<'g>, plan: Plan, seed: u64) -> Option<Self> {
+        let state = state::State::new(graph, plan)?;
+        let mover = moves::Mover::new(&state, Pcg64Mcg::seed_from_u64(seed));
+        Some(Trial { state, mover, mean: anneal::mean_time(graph) })
+    }
+
+    pub(crate) fn steps(&mut self, count: u64, temperature: f64) {
+        for _ in 0..count {
+            anneal::step(&mut self.state, &mut self.mover, temperature * self.mean);
+        }
+    }
+
+    pub(crate) fn makespan_ns(&self) -> i64 {
+        self.state.makespan_ns
+    }
 }

@@ -7,12 +7,15 @@ use super::state::State;
 use crate::adaptive::evict::{self, Marks, Rule};
 use crate::adaptive::policy::Policy;
 use crate::adaptive::replay;
+use crate::plan::Evaluator;
 use crate::schedule::OpKind;
 
 /// Edits plans at random.
 pub(super) struct Mover {
     rng: Pcg64Mcg,
     marks: Marks,
+    /// For the replay of copies.
+    evaluator: Evaluator,
     /// Ops of a longest path of the plan, while it is the accepted one.
     critical: Vec<u32>,
     fresh: bool,
@@ -25,7 +28,14 @@ const LONGEST_RUN: usize = 8;
 impl Mover {
     pub(super) fn new(state: &State<'_>, rng: Pcg64Mcg) -> Self {
         let offloads = state.graph.problem.bytes.offloadable.iter().any(|&x| x > 0);
-        Mover { rng, marks: Marks::new(state.graph), critical: Vec::new(), fresh: false, offloads }
+        Mover {
+            rng,
+            marks: Marks::new(state.graph),
+            evaluator: Evaluator::new(state.graph),
+            critical: Vec::new(),
+            fresh: false,
+            offloads,
+        }
     }
 
     pub(super) fn rng(&mut self) -> &mut Pcg64Mcg {
@@ -154,7 +164,7 @@ impl Mover {
                 let ops = [a, b].map(|j| graph.op(kind, s, j));
                 let c = if kind == OpKind::O { graph.offload_channel[d] } else { graph.reload_channel[d] };
                 for (i, &op) in ops.iter().enumerate().filter(|x| offloaded[x.0]) {
-                    let place = state.place[op as usize] as usize;
+                    let place = state.times.place[op as usize] as usize;
                     state.channel(c)[place] = ops[1 - i];
                     let seat = state.seat[op as usize] as usize;
                     let sequence = state.device(d);
@@ -192,7 +202,7 @@ impl Mover {
         let is_offload = graph.kind(op) == OpKind::O;
         let c = if is_offload { graph.offload_channel[d] } else { graph.reload_channel[d] };
         let by = self.distance(8);
-        let at = state.place[op as usize] as usize;
+        let at = state.times.place[op as usize] as usize;
         if is_offload {
             state.device(d);
         }
@@ -254,7 +264,7 @@ impl Mover {
         let early: f64 = [0.0, self.rng.random::<f64>() * 2.0][self.below(2)];
         let time = graph.nodes[r as usize].duration;
         let back = state.start(b) - time - (early * time as f64) as i64;
-        let gone = state.end[f as usize];
+        let gone = state.end(f);
         let place = |state: &State<'_>, c: usize, from: i64| {
             state.copies(c).iter().position(|&x| x != o && state.start(x) >= from).unwrap_or(state.copies(c).len())
         };
@@ -267,7 +277,7 @@ impl Mover {
         let after_f = seats.iter().position(|&x| x == f).map_or(0, |x| x + 1);
         let seat = seats[after_f..own]
             .iter()
-            .position(|&x| graph.kind(x).is_compute() && state.end[x as usize] > back)
+            .position(|&x| graph.kind(x).is_compute() && state.end(x) > back)
             .map_or(own, |x| x + after_f);
         state.device(d).insert(seat, r);
         state.set_offloaded(pair, true);
@@ -300,14 +310,15 @@ impl Mover {
             state.channel(c);
         }
         let copies = Policy::random(&mut self.rng, graph.problem.devices).copies;
-        if replay::order_copies(graph, &mut state.evaluator, &mut state.plan, copies, &state.end).is_none() {
+        if replay::order_copies(graph, &mut self.evaluator, &mut state.plan, copies, state.times.ends()).is_none() {
             state.revert();
         }
     }
 
     fn evict(&mut self, state: &mut State<'_>, d: usize, rule: Rule) {
         let graph = state.graph;
-        let Some(evicted) = evict::evict(graph, d, &state.plan.queues[d], &state.end, rule, &mut self.marks) else {
+        let Some(evicted) = evict::evict(graph, d, &state.plan.queues[d], state.times.ends(), rule, &mut self.marks)
+        else {
             return;
         };
         for s in (0..graph.stages).filter(|&s| graph.problem.placement[s] == d) {
@@ -318,7 +329,7 @@ impl Mover {
         }
         // Copies join the others of their channel by the time at which they can start or must be there.
         let (c_o, c_r) = (graph.offload_channel[d], graph.reload_channel[d]);
-        let offloads = evicted.offloads.iter().map(|&o| (state.end[graph.sibling(o, OpKind::F) as usize], o));
+        let offloads = evicted.offloads.iter().map(|&o| (state.end(graph.sibling(o, OpKind::F)), o));
         let reloads = evicted.sequence.iter().copied().filter(|&op| graph.kind(op) == OpKind::R);
         let reloads = reloads.map(|r| (state.start(graph.sibling(r, OpKind::B)) - graph.nodes[r as usize].duration, r));
         let lists = [(c_o, offloads.collect::<Vec<_>>()), (c_r, reloads.collect())];

@@ -1,8 +1,9 @@
 //! A plan under local search: edits that can be taken back, and what they change re-derived.
 
+use super::retime::{Before, Retimer, queue_of};
 use crate::graph::Graph;
-use crate::longest_path::Stopped;
-use crate::plan::{Evaluator, Plan, Unschedulable};
+use crate::longest_path::{Stopped, UNSET};
+use crate::plan::{Plan, Unschedulable};
 use crate::schedule::OpKind;
 
 /// Weight of the mean end of the devices against the makespan: a direction where makespans are equal.
@@ -11,17 +12,14 @@ const MEAN_WEIGHT: f64 = 0.03;
 pub(super) struct State<'g> {
     pub(super) graph: &'g Graph<'g>,
     pub(super) plan: Plan,
-    pub(super) evaluator: Evaluator,
-    /// Ends of the ops of the accepted plan, ns.
-    pub(super) end: Vec<i64>,
-    /// Where each op stands in its queue; for F, B, W, R also where in its device's sequence.
-    pub(super) place: Vec<u32>,
+    pub(super) times: Retimer,
+    /// Where each F, B, W, R stands in its device's sequence.
     pub(super) seat: Vec<u32>,
     pub(super) makespan_ns: i64,
     pub(super) objective: f64,
-    /// What the edit has changed, as it was.
+    /// What the edit has changed, as it was: sequences, and queues.
     devices: Vec<(usize, Vec<u32>)>,
-    channels: Vec<(usize, Vec<u32>)>,
+    queues: Vec<Before>,
     toggled: Vec<usize>,
     spare: Vec<Vec<u32>>,
     /// No mean end of the devices is less, ns.
@@ -32,39 +30,44 @@ impl<'g> State<'g> {
     /// The state of a plan that can run.
     pub(super) fn new(graph: &'g Graph<'g>, plan: Plan) -> Option<Self> {
         let p = graph.problem;
-        let count = graph.nodes.len();
         let compute: i64 = graph.nodes[..3 * graph.pairs].iter().map(|x| x.duration).sum();
+        let times = Retimer::new(graph, &plan)?;
         let mut state = State {
             graph,
             plan,
-            evaluator: Evaluator::new(graph),
-            end: Vec::new(),
-            place: vec![0; count],
-            seat: vec![0; count],
+            times,
+            seat: vec![0; graph.nodes.len()],
             makespan_ns: 0,
             objective: 0.0,
             devices: Vec::new(),
-            channels: Vec::new(),
+            queues: Vec::new(),
             toggled: Vec::new(),
             spare: Vec::new(),
             least_mean: compute as f64 / p.devices as f64,
         };
-        state.makespan_ns = state.evaluator.run(graph, &state.plan, true).ok()?;
-        state.objective = state.measure(state.makespan_ns);
-        state.end.clone_from(&state.evaluator.path.end);
+        (state.makespan_ns, state.objective) = state.measure();
         for d in 0..p.devices {
             state.index_device(d);
-        }
-        for c in 0..graph.channel_names.len() {
-            state.index_channel(c);
         }
         Some(state)
     }
 
-    fn measure(&self, makespan_ns: i64) -> f64 {
+    /// Makespan, ns, and objective.
+    fn measure(&self) -> (i64, f64) {
+        self.measure_of(self.times.ends(), &self.plan)
+    }
+
+    /// Makespan, ns, and objective of a plan with these ends.
+    pub(super) fn measure_of(&self, ends: &[i64], plan: &Plan) -> (i64, f64) {
         let devices = self.graph.problem.devices;
-        let mean = self.evaluator.path.clock[..devices].iter().sum::<i64>() as f64 / devices as f64;
-        (1.0 - MEAN_WEIGHT) * makespan_ns as f64 + MEAN_WEIGHT * mean
+        let (mut makespan, mut sum) = (0, 0);
+        for queue in &plan.queues[..devices] {
+            let end = queue.last().map_or(0, |&op| ends[op as usize]);
+            makespan = makespan.max(end);
+            sum += end;
+        }
+        let mean = sum as f64 / devices as f64;
+        (makespan, (1.0 - MEAN_WEIGHT) * makespan as f64 + MEAN_WEIGHT * mean)
     }
 
     /// The sequence of a device, to be changed.
@@ -81,10 +84,10 @@ impl<'g> State<'g> {
     /// the device be marked as changed.
     pub(super) fn channel(&mut self, c: usize) -> &mut Vec<u32> {
         let queue = self.graph.problem.devices + c;
-        if self.channels.iter().all(|x| x.0 != c) {
+        if self.queues.iter().all(|x| x.queue != queue) {
             let mut old = self.spare.pop().unwrap_or_default();
             old.clone_from(&self.plan.queues[queue]);
-            self.channels.push((c, old));
+            self.queues.push(Before { queue, ops: old });
         }
         &mut self.plan.queues[queue]
     }
@@ -102,29 +105,52 @@ impl<'g> State<'g> {
         }
     }
 
-    /// Start of an op in the accepted plan, ns.
+    /// Start of an op in the accepted plan, ns; of a copy that is new, about where it will be.
     pub(super) fn start(&self, op: u32) -> i64 {
-        self.end[op as usize] - self.graph.nodes[op as usize].duration
+        if self.times.end(op) < UNSET {
+            return self.times.start(op);
+        }
+        match self.graph.kind(op) {
+            OpKind::O => self.times.end(self.graph.sibling(op, OpKind::F)),
+            _ => self.times.start(self.graph.sibling(op, OpKind::B)) - self.graph.nodes[op as usize].duration,
+        }
     }
 
-    /// Times the edited plan: keeps it if it is no worse than `threshold`, else takes the edit back.
-    /// Returns whether it was kept.
+    /// End of an op in the accepted plan, ns.
+    pub(super) fn end(&self, op: u32) -> i64 {
+        self.times.end(op)
+    }
+
+    /// The longest makespan that is worth timing to the end: the objective may not exceed `threshold`, and the
+    /// makespan may grow by no more than the objective, whatever the mean end gains.
+    pub(super) fn limit(&self, threshold: f64) -> i64 {
+        let most = (threshold - MEAN_WEIGHT * self.least_mean) / (1.0 - MEAN_WEIGHT);
+        most.min(self.makespan_ns as f64 + (threshold - self.objective).max(0.0)) as i64
+    }
+
+    /// Times the edited plan: keeps it if its objective is no more than `threshold` and its makespan within
+    /// the limit, else takes the edit back. Returns whether it was kept.
     pub(super) fn settle(&mut self, threshold: f64) -> bool {
-        if self.devices.is_empty() && self.channels.is_empty() {
+        if self.devices.is_empty() && self.queues.is_empty() {
             return false;
         }
-        match self.evaluate(threshold) {
-            Ok(makespan_ns) => {
-                let objective = self.measure(makespan_ns);
-                if objective <= threshold {
-                    self.makespan_ns = makespan_ns;
-                    self.objective = objective;
-                    std::mem::swap(&mut self.end, &mut self.evaluator.path.end);
+        for i in 0..self.devices.len() {
+            let d = self.devices[i].0;
+            let old = self.rebuild_queue(d);
+            self.queues.push(Before { queue: d, ops: old });
+        }
+        let limit = self.limit(threshold);
+        let devices = self.devices.iter().map(|x| x.0);
+        match self.times.run(self.graph, &self.plan, devices, &self.queues, &self.toggled, limit) {
+            // Nothing waits for other ops than before: at most, a reload has its place elsewhere.
+            Ok(false) if self.devices.iter().all(|(d, old)| self.plan.sequences[*d] == *old) => {}
+            Ok(_) => {
+                let (makespan_ns, objective) = self.measure();
+                if makespan_ns <= limit && objective <= threshold {
+                    (self.makespan_ns, self.objective) = (makespan_ns, objective);
+                    self.times.accept(self.graph, &self.plan, &self.queues);
                     for i in 0..self.devices.len() {
                         self.index_device(self.devices[i].0);
-                    }
-                    for i in 0..self.channels.len() {
-                        self.index_channel(self.channels[i].0);
                     }
                     self.forget();
                     return true;
@@ -136,20 +162,21 @@ impl<'g> State<'g> {
         false
     }
 
-    fn evaluate(&mut self, threshold: f64) -> Result<i64, Unschedulable> {
-        for i in 0..self.devices.len() {
-            let d = self.devices[i].0;
-            self.rebuild_queue(d);
+    /// The edited plan, with its queues.
+    #[cfg(test)]
+    pub(super) fn edited(&mut self) -> Plan {
+        let devices: Vec<usize> = self.devices.iter().map(|x| x.0).collect();
+        let old: Vec<Vec<u32>> = devices.iter().map(|&d| self.rebuild_queue(d)).collect();
+        let plan = self.plan.clone();
+        for (&d, old) in devices.iter().zip(old) {
+            self.plan.queues[d] = old;
         }
-        for i in 0..self.devices.len() {
-            self.evaluator.derive(self.graph, &self.plan, self.devices[i].0, true)?;
-        }
-        let limit = (threshold - MEAN_WEIGHT * self.least_mean) / (1.0 - MEAN_WEIGHT);
-        self.evaluator.path.run(&self.evaluator.nodes, &self.plan.queues, limit as i64).map_err(Unschedulable::Stopped)
+        plan
     }
 
-    /// The compute queue of a device from its sequence; a fused W goes right behind its B.
-    fn rebuild_queue(&mut self, d: usize) {
+    /// The compute queue of a device from its sequence; a fused W goes right behind its B. Returns the old
+    /// queue.
+    fn rebuild_queue(&mut self, d: usize) -> Vec<u32> {
         let graph = self.graph;
         if !graph.problem.split_backward {
             let mut glued = self.spare.pop().unwrap_or_default();
@@ -164,61 +191,44 @@ impl<'g> State<'g> {
             std::mem::swap(&mut glued, &mut self.plan.sequences[d]);
             self.spare.push(glued);
         }
-        let queue = &mut self.plan.queues[d];
+        let mut queue = self.spare.pop().unwrap_or_default();
         queue.clear();
         queue.extend(self.plan.sequences[d].iter().copied().filter(|&op| graph.kind(op) != OpKind::R));
+        std::mem::replace(&mut self.plan.queues[d], queue)
     }
 
     fn index_device(&mut self, d: usize) {
         for (i, &op) in self.plan.sequences[d].iter().enumerate() {
             self.seat[op as usize] = i as u32;
         }
-        for (i, &op) in self.plan.queues[d].iter().enumerate() {
-            self.place[op as usize] = i as u32;
-        }
-    }
-
-    fn index_channel(&mut self, c: usize) {
-        for (i, &op) in self.plan.queues[self.graph.problem.devices + c].iter().enumerate() {
-            self.place[op as usize] = i as u32;
-        }
     }
 
     /// Takes the edit back.
     pub(super) fn revert(&mut self) {
-        let devices = self.graph.problem.devices;
+        self.times.revert();
         for (d, old) in &mut self.devices {
             std::mem::swap(&mut self.plan.sequences[*d], old);
         }
-        for (c, old) in &mut self.channels {
-            std::mem::swap(&mut self.plan.queues[devices + *c], old);
+        for x in &mut self.queues {
+            std::mem::swap(&mut self.plan.queues[x.queue], &mut x.ops);
         }
         for &pair in &self.toggled {
             self.plan.offloaded[pair] = !self.plan.offloaded[pair];
-        }
-        for i in 0..self.devices.len() {
-            let d = self.devices[i].0;
-            self.rebuild_queue(d);
-        }
-        for i in 0..self.devices.len() {
-            let derived = self.evaluator.derive(self.graph, &self.plan, self.devices[i].0, true);
-            debug_assert!(derived.is_ok(), "the accepted plan fits in memory");
         }
         self.forget();
     }
 
     fn forget(&mut self) {
         self.spare.extend(self.devices.drain(..).map(|x| x.1));
-        self.spare.extend(self.channels.drain(..).map(|x| x.1));
+        self.spare.extend(self.queues.drain(..).map(|x| x.ops));
         self.toggled.clear();
     }
 
     /// The ops of a longest path of the accepted plan, last first.
     pub(super) fn critical_path(&self, path: &mut Vec<u32>) {
         path.clear();
-        let last = self.plan.queues.iter().filter_map(|x| x.last()).max_by_key(|&&op| self.end[op as usize]);
+        let last = self.plan.queues.iter().filter_map(|x| x.last()).max_by_key(|&&op| self.end(op));
         let Some(&last) = last else { return };
-        let devices = self.graph.problem.devices;
         let mut op = last;
         loop {
             path.push(op);
@@ -226,18 +236,13 @@ impl<'g> State<'g> {
             if start <= 0 {
                 return;
             }
-            let node = &self.evaluator.nodes[op as usize];
-            let d = self.graph.device(op);
-            let queue = match self.graph.kind(op) {
-                OpKind::O => devices + self.graph.offload_channel[d],
-                OpKind::R => devices + self.graph.reload_channel[d],
-                _ => d,
-            };
-            let place = self.place[op as usize] as usize;
+            let node = &self.times.evaluator.nodes[op as usize];
+            let queue = queue_of(self.graph, op);
+            let place = self.times.place[op as usize] as usize;
             let before = if place > 0 { self.plan.queues[queue][place - 1] } else { self.graph.none() };
             let ends = [(before, 0), (node.copy, 0), (node.freed, 0), (node.data, node.lag)];
             // Ops of length 0 could lead around in a circle; the path need not be whole.
-            let next = ends.into_iter().find(|&(x, lag)| x != self.graph.none() && self.end[x as usize] + lag == start);
+            let next = ends.into_iter().find(|&(x, lag)| x != self.graph.none() && self.end(x) + lag == start);
             match next {
                 Some((x, _)) if path.len() < self.graph.nodes.len() => op = x,
                 _ => return,

@@ -1,0 +1,79 @@
+//! What an edit changes, timed alone, equals the whole plan timed anew.
+
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+use super::moves::Mover;
+use super::state::State;
+use crate::adaptive::Constructor;
+use crate::check::check;
+use crate::common::{Most, problems};
+use crate::graph::Graph;
+use crate::plan::Evaluator;
+use crate::problem::Problem;
+
+const MOST: Most = Most { devices: 4, stages: 6, microbatches: 5, least_time: 0 };
+const POSITIVE: Most = Most { least_time: 1, ..MOST };
+
+/// Tries edits; after each, all times, waits and places must be those of the plan timed from scratch.
+fn edits_keep_times(problem: &Problem, seed: u64) -> Result<(), TestCaseError> {
+    let graph = Graph::new(problem);
+    let Some((plan, _)) = Constructor::new(&graph).construct_serial() else { return Ok(()) };
+    let Some(mut state) = State::new(&graph, plan) else { return Err(TestCaseError::fail("the plan cannot run")) };
+    let mut mover = Mover::new(&state, Pcg64Mcg::seed_from_u64(seed));
+    let mut rng = Pcg64Mcg::seed_from_u64(seed);
+    let mut evaluator = Evaluator::new(&graph);
+    for _ in 0..150 {
+        let before = state.plan.clone();
+        mover.edit(&mut state);
+        let edited = state.edited();
+        let threshold = state.objective * (0.95 + 0.15 * rng.random::<f64>());
+        let limit = state.limit(threshold);
+        let kept = state.settle(threshold);
+        // The decision is that of a whole evaluation.
+        let whole = evaluator.run(&graph, &edited, true).ok();
+        let measures = whole.map(|_| state.measure_of(&evaluator.path.end, &edited));
+        let wanted = measures.is_some_and(|(makespan, objective)| makespan <= limit && objective <= threshold);
+        if edited == before {
+            prop_assert!(!kept);
+        } else {
+            prop_assert_eq!(kept, wanted, "{:?} {} {}", measures, limit, threshold);
+        }
+        prop_assert_eq!(&state.plan, if kept { &edited } else { &before });
+        let makespan = evaluator.run(&graph, &state.plan, true);
+        prop_assert_eq!(makespan.ok(), Some(state.makespan_ns));
+        prop_assert_eq!(&evaluator.path.end, &state.times.ends().to_vec());
+        for (q, queue) in state.plan.queues.iter().enumerate() {
+            for (i, &op) in queue.iter().enumerate() {
+                let (x, y) = (&evaluator.nodes[op as usize], &state.times.evaluator.nodes[op as usize]);
+                prop_assert_eq!((x.copy, x.freed), (y.copy, y.freed), "queue {}", q);
+                prop_assert_eq!(state.times.place[op as usize] as usize, i);
+            }
+        }
+        if kept {
+            mover.accepted();
+            let schedule = evaluator.schedule(&graph, &state.plan);
+            prop_assert_eq!(check(problem, &schedule).violations, Vec::<String>::new());
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn edits_keep_times_where_times_are_positive(problem in problems(POSITIVE), seed in any::<u64>()) {
+        let mut problem = problem;
+        for times in [&mut problem.time_ns.offload, &mut problem.time_ns.reload] {
+            times.iter_mut().for_each(|x| *x += 1);
+        }
+        edits_keep_times(&problem, seed)?;
+    }
+
+    #[test]
+    fn edits_keep_times_where_times_may_be_zero(problem in problems(MOST), seed in any::<u64>()) {
+        edits_keep_times(&problem, seed)?;
+    }
+}
