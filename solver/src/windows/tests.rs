@@ -1,6 +1,3 @@
-#[path = "../../tests/common/mod.rs"]
-mod common;
-
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -12,13 +9,13 @@ use super::window::Window;
 use super::{Solver, WindowOptions, WindowStats, improve};
 use crate::adaptive::Constructor;
 use crate::check::check;
+use crate::common::{Most, problems};
 use crate::graph::Graph;
 use crate::incumbent::Incumbent;
 use crate::milp::tests::{brute_force, overtaking, serial, tiny};
 use crate::order::Order;
 use crate::plan::{Evaluator, Plan};
 use crate::problem::Problem;
-use common::{Most, problems};
 
 const MOST: Most = Most { devices: 3, stages: 5, microbatches: 4, least_time: 0 };
 
