@@ -101,8 +101,6 @@ mod search;
 mod windows;
 // The random problems of the integration tests, for the tests of what is private.
 #[cfg(test)]
-extern crate self as optpipe_solver;
-#[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[cfg(test)]
