@@ -1,6 +1,6 @@
 //! Targets, one model each, between the known bound and the best known schedule.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::engine::{self, Ending, Limits};
@@ -9,6 +9,7 @@ use super::model::Program;
 use super::network::Network;
 use super::scale::Scale;
 use super::size;
+use super::watch::{Inbox, Update};
 use super::{MOST_BINARIES, MilpError, MilpPoint, MilpStats};
 use crate::problem::Problem;
 use crate::schedule::Schedule;
@@ -29,8 +30,8 @@ pub(super) struct Improvement<'a> {
     pub(super) bound: i64,
     pub(super) bound_is_new: bool,
     pub(super) stats: MilpStats,
-    pub(super) on_progress: &'a mut dyn FnMut(&MilpPoint),
-    pub(super) cancel: &'a AtomicBool,
+    pub(super) tell: &'a mut dyn FnMut(Update),
+    pub(super) inbox: &'a Inbox,
     pub(super) threads: usize,
 }
 
@@ -74,8 +75,22 @@ impl Improvement<'_> {
         if exact { self.prove(Mode { in_order: in_order_is_exact, exact }, deadline) } else { Ok(()) }
     }
 
-    fn is_over(&self, deadline: Instant) -> bool {
-        self.best.makespan_ns <= self.bound || self.cancel.load(Ordering::Relaxed) || Instant::now() >= deadline
+    fn is_over(&mut self, deadline: Instant) -> bool {
+        self.take_news();
+        self.best.makespan_ns <= self.bound || self.is_stopped() || Instant::now() >= deadline
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.inbox.stop.load(Ordering::Relaxed)
+    }
+
+    /// Takes over what others have found.
+    fn take_news(&mut self) {
+        let known = self.inbox.take();
+        if let Some(schedule) = known.schedule.filter(|x| x.makespan_ns < self.best.makespan_ns) {
+            self.best = schedule;
+        }
+        self.bound = self.bound.max(known.bound_ns);
     }
 
     /// Seeks better schedules: low targets first, as their models are the smallest, higher ones when
@@ -181,6 +196,9 @@ impl Improvement<'_> {
             self.refuted(scale, target, mode);
             return Ok(Verdict::Refuted);
         };
+        if self.is_stopped() {
+            return Ok(Verdict::Open);
+        }
         let program = Program::new(&network, at_least);
         if program.contradiction {
             self.refuted(scale, target, mode);
@@ -195,8 +213,12 @@ impl Improvement<'_> {
             self.stats.binaries = size.binaries;
             self.stats.rows = size.rows;
         }
+        self.report(None, None);
+        if self.is_stopped() {
+            return Ok(Verdict::Open);
+        }
         let (statement, legend) = program.finish();
-        let limits = Limits { deadline, threads: self.threads, nodes: None, gap: 0.5, cancel: self.cancel };
+        let limits = Limits { deadline, threads: self.threads, nodes: None, gap: 0.5, cancel: &self.inbox.stop };
         let before = self.best.makespan_ns;
         let warm = if start == Start::Warm { extract::columns_of(&legend, &self.best) } else { None };
         let solved = engine::solve(statement, warm.as_deref(), &limits, &mut |report| {
@@ -206,6 +228,7 @@ impl Improvement<'_> {
             if let (true, Some(bound)) = (mode.exact, report.bound) {
                 self.raise_bound(scale.bound_ns(bound.min(horizon as f64)).min(self.best.makespan_ns));
             }
+            self.take_news();
             // A better schedule makes for a smaller model: go on with that.
             self.best.makespan_ns == before
         })?;
@@ -250,7 +273,7 @@ impl Improvement<'_> {
     fn offer(&mut self, schedule: Schedule) {
         if schedule.makespan_ns < self.best.makespan_ns {
             self.best = schedule;
-            self.record();
+            self.record(true);
         }
     }
 
@@ -258,17 +281,25 @@ impl Improvement<'_> {
         if bound > self.bound {
             self.bound = bound;
             self.bound_is_new = true;
-            self.record();
+            self.record(false);
         }
     }
 
-    fn record(&mut self) {
+    /// Notes a better schedule or bound.
+    fn record(&mut self, is_schedule: bool) {
         let point = MilpPoint {
             time_s: self.begin.elapsed().as_secs_f64(),
             incumbent_ns: self.best.makespan_ns,
-            bound_ns: self.bound,
+            bound_ns: self.bound.min(self.best.makespan_ns),
         };
         self.stats.points.push(point);
-        (self.on_progress)(&point);
+        let schedule = is_schedule.then(|| self.best.clone());
+        self.report(Some(point), schedule);
+    }
+
+    fn report(&mut self, point: Option<MilpPoint>, schedule: Option<Schedule>) {
+        self.stats.time_s = self.begin.elapsed().as_secs_f64();
+        let bound = self.bound_is_new.then_some(self.bound);
+        (self.tell)(Update { schedule, bound, point, stats: self.stats.clone() });
     }
 }

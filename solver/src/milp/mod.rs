@@ -27,6 +27,7 @@ mod size;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests;
+mod watch;
 
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -39,7 +40,6 @@ use crate::order::Order;
 use crate::problem::Problem;
 use crate::schedule::Schedule;
 use crate::simulate::simulate;
-use improve::Improvement;
 
 /// Most binaries of a model that is built: larger ones do not leave the root of the tree in a minute.
 pub const MOST_BINARIES: usize = 30_000;
@@ -143,8 +143,18 @@ pub fn size(problem: &Problem) -> MilpSize {
     size::estimate(problem, !size::may_offload(problem))
 }
 
+/// What others have found in the meantime.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Known {
+    /// A shorter schedule than before; it must be legal.
+    pub schedule: Option<Schedule>,
+    /// No schedule is shorter, ns; 0 if nothing is new.
+    pub bound_ns: i64,
+}
+
 /// Improves a legal schedule, or proves it optimal. `lower_bound_ns` is a bound that is already known.
-/// `on_progress` hears of every better schedule and bound; `cancel` ends the solve within moments.
+/// `on_progress` hears of every better schedule and bound; `news` is asked, every few milliseconds, for what
+/// others have found. Time limit and `cancel` end it within moments: what HiGHS does then no one waits for.
 ///
 /// # Errors
 /// [`MilpError`]; once there is a better schedule or bound, nothing is an error any more.
@@ -153,7 +163,8 @@ pub fn improve(
     start: &Schedule,
     lower_bound_ns: i64,
     options: &MilpOptions,
-    on_progress: &mut dyn FnMut(&MilpPoint),
+    on_progress: &mut dyn FnMut(&MilpPoint, Option<&Schedule>),
+    news: &mut dyn FnMut() -> Known,
     cancel: &AtomicBool,
 ) -> Result<MilpOutcome, MilpError> {
     let begin = Instant::now();
@@ -164,28 +175,22 @@ pub fn improve(
     // The same order again, without the waiting that it does not need.
     let compact = simulate(problem, &Order::of(problem, start)).ok().map(|x| x.schedule);
     let given = report.makespan_ns;
-    let best = compact.filter(|x| x.makespan_ns < given && check(problem, x).is_legal());
-    let mut work = Improvement {
-        problem,
-        begin,
-        best: best.unwrap_or_else(|| Schedule { makespan_ns: given, ..start.clone() }),
-        bound: lower_bound_ns,
-        bound_is_new: false,
-        stats: MilpStats::default(),
-        on_progress,
-        cancel,
-        threads: options.threads,
-    };
-    let result = work.run(options.time_limit);
-    let improved = work.best.makespan_ns < given;
-    if let (Err(error), false) = (result, improved || work.bound_is_new) {
+    let compact = compact.filter(|x| x.makespan_ns < given && check(problem, x).is_legal());
+    let best = compact.clone().unwrap_or_else(|| Schedule { makespan_ns: given, ..start.clone() });
+    let left = MilpOptions { time_limit: options.time_limit.saturating_sub(begin.elapsed()), ..*options };
+    let known_ns = best.makespan_ns;
+    let watched = watch::run(problem, best, lower_bound_ns, &left, on_progress, news, cancel);
+    let schedule = watched.schedule.or(compact);
+    if let (Err(error), None, None) = (watched.result, &schedule, watched.bound) {
         return Err(error);
     }
-    work.stats.time_s = begin.elapsed().as_secs_f64();
+    let makespan_ns = schedule.as_ref().map_or(known_ns, |x| x.makespan_ns);
+    let mut stats = watched.stats;
+    stats.time_s = begin.elapsed().as_secs_f64();
     Ok(MilpOutcome {
-        proven: work.bound >= work.best.makespan_ns,
-        bound_ns: work.bound_is_new.then_some(work.bound),
-        schedule: improved.then_some(work.best),
-        stats: work.stats,
+        proven: watched.bound.unwrap_or(lower_bound_ns) >= makespan_ns,
+        bound_ns: watched.bound,
+        schedule,
+        stats,
     })
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{MilpOptions, MilpOutcome, improve};
+use super::{Known, MilpOptions, MilpOutcome, improve};
 use crate::bound::lower_bound;
 use crate::check::check;
 use crate::order::Order;
@@ -154,12 +154,21 @@ pub(crate) fn brute_force(problem: &Problem) -> i64 {
 fn solve(problem: &Problem) -> (MilpOutcome, Schedule) {
     let start = serial(problem);
     let mut last = i64::MAX;
-    let mut progress = |point: &super::MilpPoint| {
+    let mut progress = |point: &super::MilpPoint, schedule: Option<&Schedule>| {
         assert!(point.incumbent_ns <= last && point.bound_ns <= point.incumbent_ns);
+        assert!(schedule.is_none_or(|x| x.makespan_ns == point.incumbent_ns && check(problem, x).is_legal()));
         last = point.incumbent_ns;
     };
-    let outcome =
-        improve(problem, &start, lower_bound(problem), &OPTIONS, &mut progress, &AtomicBool::new(false)).unwrap();
+    let outcome = improve(
+        problem,
+        &start,
+        lower_bound(problem),
+        &OPTIONS,
+        &mut progress,
+        &mut Known::default,
+        &AtomicBool::new(false),
+    )
+    .unwrap();
     let best = outcome.schedule.clone().unwrap_or(start);
     (outcome, best)
 }
@@ -309,9 +318,35 @@ fn stops_when_cancelled_and_refuses_what_is_not_legal() {
     let problem = overtaking();
     let start = serial(&problem);
     let cancelled = AtomicBool::new(true);
-    let outcome = improve(&problem, &start, 0, &OPTIONS, &mut |_| {}, &cancelled).unwrap();
+    let outcome = improve(&problem, &start, 0, &OPTIONS, &mut |_, _| {}, &mut Known::default, &cancelled).unwrap();
     assert!(!outcome.proven && outcome.stats.nodes == 0);
     let mut broken = start;
     broken.ops[0].pop();
-    assert!(improve(&problem, &broken, 0, &OPTIONS, &mut |_| {}, &cancelled).is_err());
+    assert!(improve(&problem, &broken, 0, &OPTIONS, &mut |_, _| {}, &mut Known::default, &cancelled).is_err());
+}
+
+#[test]
+fn what_others_find_is_taken_over() {
+    let problem = overtaking();
+    let (_, best) = solve(&problem);
+    let mut news = || Known { schedule: Some(best.clone()), bound_ns: 20 };
+    let start = serial(&problem);
+    let never = AtomicBool::new(false);
+    let outcome = improve(&problem, &start, 0, &OPTIONS, &mut |_, _| {}, &mut news, &never).unwrap();
+    // With a schedule of 20 and a bound of 20 nothing is left to find or to prove.
+    assert!(outcome.schedule.is_none_or(|x| x.makespan_ns >= 20));
+    assert!(outcome.bound_ns.is_none_or(|x| x <= 20));
+}
+
+#[test]
+fn a_model_that_takes_too_long_is_left_behind() {
+    // Building this one alone takes longer than its limit.
+    let mut problem = crate::testing::uniform(4, (0..8).map(|s| s % 4).collect(), 10);
+    problem.bytes.capacity = vec![14; 4];
+    let options = MilpOptions { time_limit: Duration::from_millis(1), threads: 1 };
+    let start = serial(&problem);
+    let never = AtomicBool::new(false);
+    let outcome = improve(&problem, &start, 0, &options, &mut |_, _| {}, &mut Known::default, &never).unwrap();
+    assert_eq!((outcome.stats.nodes, outcome.proven), (0, false));
+    assert!(outcome.schedule.is_none_or(|x| check(&problem, &x).is_legal()));
 }

@@ -9,7 +9,7 @@ use crate::bound::counter_bound;
 use crate::graph::Graph;
 use crate::incumbent::Incumbent;
 use crate::method::Method;
-use crate::milp::{self, MilpOptions, MilpStats};
+use crate::milp::{self, Known, MilpOptions, MilpPoint, MilpStats};
 use crate::objective::{self, Objective};
 use crate::order::Order;
 use crate::plan::{Evaluator, Plan};
@@ -203,15 +203,25 @@ impl Lane<'_> {
         self.tell(News::Begin(name));
         let options = MilpOptions { time_limit: deadline.saturating_duration_since(begun), threads };
         let bound_ns = self.incumbent.bound_ns();
-        let outcome = milp::improve(problem, &start, bound_ns, &options, &mut |_| {}, self.incumbent.stop());
+        let mut on_progress = |point: &MilpPoint, schedule: Option<&Schedule>| {
+            if let Some(schedule) = schedule {
+                self.tell(News::Schedule(schedule.clone(), name));
+            }
+            self.tell(News::Bound(point.bound_ns, name));
+        };
+        let mut heard = start.makespan_ns;
+        let mut news = || {
+            let mut known = Known { schedule: None, bound_ns: self.incumbent.bound_ns() };
+            if let Some((makespan_ns, plan)) = self.incumbent.plan().filter(|x| x.0 < heard) {
+                heard = makespan_ns;
+                known.schedule = evaluator.run(graph, &plan, true).is_ok().then(|| evaluator.schedule(graph, &plan));
+            }
+            known
+        };
+        let cancel = self.incumbent.stop();
+        let outcome = milp::improve(problem, &start, bound_ns, &options, &mut on_progress, &mut news, cancel);
         let note = match outcome {
             Ok(outcome) => {
-                if let Some(schedule) = outcome.schedule {
-                    self.tell(News::Schedule(schedule, name));
-                }
-                if let Some(bound_ns) = outcome.bound_ns {
-                    self.tell(News::Bound(bound_ns, name));
-                }
                 self.tell(News::Milp(outcome.stats));
                 None
             }
