@@ -13,9 +13,7 @@ use crate::schedule::{OpKind, Schedule};
 use crate::solve::{Solution, SolveOptions, solve};
 use crate::testing::uniform;
 
-#[path = "../../../tests/common/mod.rs"]
-mod common;
-use common::{Most, problems};
+use crate::common::{Most, problems};
 
 const MOST: Most = Most { devices: 4, stages: 6, microbatches: 5, least_time: 0 };
 const SMALL: Most = Most { devices: 3, stages: 3, microbatches: 3, least_time: 0 };
