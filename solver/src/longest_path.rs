@@ -17,6 +17,8 @@ pub(crate) struct LongestPath {
     pub(crate) end: Vec<i64>,
     /// When each queue ends.
     pub(crate) clock: Vec<i64>,
+    /// Before which time each queue does not start, ns; of a queue that is not there, 0.
+    pub(crate) release: Vec<i64>,
     /// How far each queue is, and how far it is to run.
     pub(crate) position: Vec<u32>,
     pub(crate) stop: Vec<u32>,
@@ -39,7 +41,7 @@ pub(crate) enum Stopped {
 }
 
 impl LongestPath {
-    /// The makespan of the queues. Optional ops that stand in no queue must be waited for by none.
+    /// The latest end on any queue. Optional ops that stand in no queue must be waited for by none.
     /// Stops as soon as it is known to exceed `limit`.
     pub(crate) fn run(&mut self, nodes: &[Node], queues: &[Vec<u32>], limit: i64) -> Result<i64, Stopped> {
         self.end.clear();
@@ -47,12 +49,17 @@ impl LongestPath {
         self.end[nodes.len() - 1] = 0;
         self.position.clear();
         self.position.resize(queues.len(), 0);
-        self.clock.clear();
+        self.clock.clone_from(&self.release);
         self.clock.resize(queues.len(), 0);
         self.stop.clear();
         self.stop.extend(queues.iter().map(|queue| queue.len() as u32));
         self.advance(nodes, queues, limit)?;
         Ok(self.clock.iter().copied().max().unwrap_or(0))
+    }
+
+    /// Before which time a queue does not start, ns.
+    pub(crate) fn release(&self, queue: usize) -> i64 {
+        self.release.get(queue).copied().unwrap_or(0)
     }
 
     /// Runs every queue from its position, at its clock, to its stop. What ends before has its end already;

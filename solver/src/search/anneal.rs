@@ -33,7 +33,8 @@ pub(super) fn anneal(graph: &Graph<'_>, worker: &mut Worker<'_>, others: &[Plan]
         }
         let Some(best) = worker.best.as_ref().map(|x| &x.plan) else { return };
         let plan = if round % 3 == 2 && !others.is_empty() { &others[round / 3 % others.len()] } else { best };
-        let Some(mut state) = State::new(graph, plan.clone()) else { return };
+        let objective = worker.shared.options.objective;
+        let Some(mut state) = State::new(graph, plan.clone(), objective) else { return };
         let mut mover = Mover::new(&state, Pcg64Mcg::seed_from_u64(worker.rng.random()));
         let planned = (FIRST_ROUND << round.min(10)).min(LONGEST_ROUND);
         let left = worker.left(rate);
@@ -51,7 +52,7 @@ fn run(worker: &mut Worker<'_>, state: &mut State<'_>, mover: &mut Mover, budget
         let temperature = mean * HOT * (COLD / HOT).powf(done as f64 / budget as f64);
         for _ in 0..STEP {
             if step(state, mover, temperature) {
-                worker.found(&state.plan, state.makespan_ns, super::ANNEALING);
+                worker.found(&state.plan, state.value_ns, super::ANNEALING);
             }
         }
         done += STEP;

@@ -119,12 +119,7 @@ impl Worker<'_> {
 
     fn run(mut self, graph: &Graph<'_>) -> Option<Better> {
         // Annealing gains little where plans are long: constructions get most of the time there.
-        // It judges by the makespan, so a period is left to constructions.
-        let share = match self.shared.options.objective {
-            Objective::Makespan if graph.pairs > LONG => 0.75,
-            Objective::Makespan => 0.35,
-            Objective::Period => 1.0,
-        };
+        let share = if graph.pairs > LONG { 0.75 } else { 0.35 };
         let others = policies::search(graph, &mut self, share);
         anneal::anneal(graph, &mut self, &others);
         self.best
@@ -177,7 +172,7 @@ pub(crate) struct Trial<'g> {
 
 impl<'g> Trial<'g> {
     pub(crate) fn new(graph: &'g Graph<'g>, plan: Plan, seed: u64) -> Option<Self> {
-        let state = state::State::new(graph, plan)?;
+        let state = state::State::new(graph, plan, Objective::Makespan)?;
         let mover = moves::Mover::new(&state, Pcg64Mcg::seed_from_u64(seed));
         Some(Trial { state, mover, mean: anneal::mean_time(graph) })
     }
@@ -189,6 +184,6 @@ impl<'g> Trial<'g> {
     }
 
     pub(crate) fn makespan_ns(&self) -> i64 {
-        self.state.makespan_ns
+        self.state.value_ns
     }
 }

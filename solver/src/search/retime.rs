@@ -62,9 +62,10 @@ struct Buckets {
 const MOST_BUCKETS: usize = 4;
 
 impl Retimer {
-    /// Times of a plan that can run.
-    pub(super) fn new(graph: &Graph<'_>, plan: &Plan) -> Option<Self> {
+    /// Times of a plan that can run, no queue starting before its release, ns.
+    pub(super) fn new(graph: &Graph<'_>, plan: &Plan, release: Vec<i64>) -> Option<Self> {
         let mut evaluator = Evaluator::new(graph);
+        evaluator.path.release = release;
         let makespan_ns = evaluator.run(graph, plan, true).ok()?;
         let count = graph.nodes.len();
         let mut retimer = Retimer {
@@ -93,6 +94,11 @@ impl Retimer {
     /// End of an op, ns.
     pub(super) fn end(&self, op: u32) -> i64 {
         self.evaluator.path.end[op as usize]
+    }
+
+    /// Before which time a queue does not start, ns.
+    pub(super) fn release(&self, queue: usize) -> i64 {
+        self.evaluator.path.release(queue)
     }
 
     /// Ends of all ops, ns.
@@ -165,7 +171,7 @@ impl Retimer {
             }
             match old.get(first) {
                 Some(&op) => from = from.min(self.start(op)),
-                None => from = from.min(if first > 0 { self.end(old[first - 1]) } else { 0 }),
+                None => from = from.min(if first > 0 { self.end(old[first - 1]) } else { self.release(x.queue) }),
             }
             if old.len() - same > first {
                 until = until.max(self.end(old[old.len() - same - 1]));
@@ -201,7 +207,7 @@ impl Retimer {
             self.longer[q] = queue.len() as i32 - old.len() as i32;
             let first = old.partition_point(|&op| path.end[op as usize] - nodes[op as usize].duration < from);
             path.position[q] = first as u32;
-            path.clock[q] = if first > 0 { path.end[old[first - 1] as usize] } else { 0 };
+            path.clock[q] = if first > 0 { path.end[old[first - 1] as usize] } else { path.release(q) };
             let mut at = first;
             while let Some(&op) = queue.get(at) {
                 let end = &mut path.end[op as usize];
@@ -245,7 +251,7 @@ impl Retimer {
             let q = self.queue[op as usize] as usize;
             let at = (self.place[op as usize] as i32 + self.longer[q]) as usize;
             let queue = &plan.queues[q];
-            let clock = if at > 0 { path.end[queue[at - 1] as usize] } else { 0 };
+            let clock = if at > 0 { path.end[queue[at - 1] as usize] } else { path.release(q) };
             let start = clock
                 .max(path.end[node.data as usize] + node.lag)
                 .max(path.end[node.copy as usize])

@@ -3,7 +3,8 @@
 use super::retime::{Before, Retimer, queue_of};
 use crate::graph::Graph;
 use crate::longest_path::{Stopped, UNSET};
-use crate::plan::{Plan, Unschedulable};
+use crate::objective::{self, Objective};
+use crate::plan::{Evaluator, Plan, Unschedulable};
 use crate::schedule::OpKind;
 
 /// Weight of the mean end of the devices against the makespan: a direction where makespans are equal.
@@ -15,59 +16,70 @@ pub(super) struct State<'g> {
     pub(super) times: Retimer,
     /// Where each F, B, W, R stands in its device's sequence.
     pub(super) seat: Vec<u32>,
-    pub(super) makespan_ns: i64,
+    /// Makespan, or, where that is the objective, the period that the releases lead to, ns.
+    pub(super) value_ns: i64,
+    /// The value, with a small share of the mean over the devices.
     pub(super) objective: f64,
     /// What the edit has changed, as it was: sequences, and queues.
     devices: Vec<(usize, Vec<u32>)>,
     queues: Vec<Before>,
     toggled: Vec<usize>,
     spare: Vec<Vec<u32>>,
-    /// No mean end of the devices is less, ns.
+    /// No mean of the devices is less, ns.
     least_mean: f64,
+    /// The latest release, ns.
+    latest: i64,
 }
 
 impl<'g> State<'g> {
-    /// The state of a plan that can run.
-    pub(super) fn new(graph: &'g Graph<'g>, plan: Plan) -> Option<Self> {
+    /// The state of a plan that can run. For the period, devices do not start before the times that are best
+    /// for this plan.
+    pub(super) fn new(graph: &'g Graph<'g>, plan: Plan, objective: Objective) -> Option<Self> {
         let p = graph.problem;
         let compute: i64 = graph.nodes[..3 * graph.pairs].iter().map(|x| x.duration).sum();
-        let times = Retimer::new(graph, &plan)?;
+        let release = match objective {
+            Objective::Makespan => Vec::new(),
+            Objective::Period => releases(graph, &plan)?,
+        };
+        let latest = release.iter().copied().max().unwrap_or(0);
+        let times = Retimer::new(graph, &plan, release)?;
         let mut state = State {
             graph,
             plan,
             times,
             seat: vec![0; graph.nodes.len()],
-            makespan_ns: 0,
+            value_ns: 0,
             objective: 0.0,
             devices: Vec::new(),
             queues: Vec::new(),
             toggled: Vec::new(),
             spare: Vec::new(),
             least_mean: compute as f64 / p.devices as f64,
+            latest,
         };
-        (state.makespan_ns, state.objective) = state.measure();
+        (state.value_ns, state.objective) = state.measure();
         for d in 0..p.devices {
             state.index_device(d);
         }
         Some(state)
     }
 
-    /// Makespan, ns, and objective.
+    /// Value, ns, and objective.
     fn measure(&self) -> (i64, f64) {
         self.measure_of(self.times.ends(), &self.plan)
     }
 
-    /// Makespan, ns, and objective of a plan with these ends.
+    /// Value, ns, and objective of a plan with these ends.
     pub(super) fn measure_of(&self, ends: &[i64], plan: &Plan) -> (i64, f64) {
         let devices = self.graph.problem.devices;
-        let (mut makespan, mut sum) = (0, 0);
-        for queue in &plan.queues[..devices] {
-            let end = queue.last().map_or(0, |&op| ends[op as usize]);
-            makespan = makespan.max(end);
-            sum += end;
+        let (mut value, mut sum) = (0, 0);
+        for (d, queue) in plan.queues[..devices].iter().enumerate() {
+            let span = queue.last().map_or(0, |&op| ends[op as usize] - self.times.release(d));
+            value = value.max(span);
+            sum += span;
         }
         let mean = sum as f64 / devices as f64;
-        (makespan, (1.0 - MEAN_WEIGHT) * makespan as f64 + MEAN_WEIGHT * mean)
+        (value, (1.0 - MEAN_WEIGHT) * value as f64 + MEAN_WEIGHT * mean)
     }
 
     /// The sequence of a device, to be changed.
@@ -121,14 +133,14 @@ impl<'g> State<'g> {
         self.times.end(op)
     }
 
-    /// The longest makespan that is worth timing to the end: the objective may not exceed `threshold`, and the
-    /// makespan may grow by no more than the objective, whatever the mean end gains.
+    /// The longest value that is worth timing to the end: the objective may not exceed `threshold`, and the
+    /// value may grow by no more than the objective, whatever the mean end gains.
     pub(super) fn limit(&self, threshold: f64) -> i64 {
         let most = (threshold - MEAN_WEIGHT * self.least_mean) / (1.0 - MEAN_WEIGHT);
-        most.min(self.makespan_ns as f64 + (threshold - self.objective).max(0.0)) as i64
+        most.min(self.value_ns as f64 + (threshold - self.objective).max(0.0)) as i64
     }
 
-    /// Times the edited plan: keeps it if its objective is no more than `threshold` and its makespan within
+    /// Times the edited plan: keeps it if its objective is no more than `threshold` and its value within
     /// the limit, else takes the edit back. Returns whether it was kept.
     pub(super) fn settle(&mut self, threshold: f64) -> bool {
         if self.devices.is_empty() && self.queues.is_empty() {
@@ -141,13 +153,13 @@ impl<'g> State<'g> {
         }
         let limit = self.limit(threshold);
         let devices = self.devices.iter().map(|x| x.0);
-        match self.times.run(self.graph, &self.plan, devices, &self.queues, &self.toggled, limit) {
+        match self.times.run(self.graph, &self.plan, devices, &self.queues, &self.toggled, limit + self.latest) {
             // Nothing waits for other ops than before: at most, a reload has its place elsewhere.
             Ok(false) if self.devices.iter().all(|(d, old)| self.plan.sequences[*d] == *old) => {}
             Ok(_) => {
-                let (makespan_ns, objective) = self.measure();
-                if makespan_ns <= limit && objective <= threshold {
-                    (self.makespan_ns, self.objective) = (makespan_ns, objective);
+                let (value_ns, objective) = self.measure();
+                if value_ns <= limit && objective <= threshold {
+                    (self.value_ns, self.objective) = (value_ns, objective);
                     self.times.accept(self.graph, &self.plan, &self.queues);
                     for i in 0..self.devices.len() {
                         self.index_device(self.devices[i].0);
@@ -227,9 +239,10 @@ impl<'g> State<'g> {
     /// The ops of a longest path of the accepted plan, last first.
     pub(super) fn critical_path(&self, path: &mut Vec<u32>) {
         path.clear();
-        let last = self.plan.queues.iter().filter_map(|x| x.last()).max_by_key(|&&op| self.end(op));
-        let Some(&last) = last else { return };
-        let mut op = last;
+        let devices = &self.plan.queues[..self.graph.problem.devices];
+        let last = devices.iter().enumerate().filter_map(|(d, x)| Some((d, *x.last()?)));
+        let last = last.max_by_key(|&(d, op)| self.end(op) - self.times.release(d));
+        let Some((_, mut op)) = last else { return };
         loop {
             path.push(op);
             let start = self.start(op);
@@ -249,4 +262,12 @@ impl<'g> State<'g> {
             }
         }
     }
+}
+
+/// The start of each device with which a plan has its least period, ns.
+fn releases(graph: &Graph<'_>, plan: &Plan) -> Option<Vec<i64>> {
+    let mut evaluator = Evaluator::new(graph);
+    objective::evaluate(Objective::Period, graph, &mut evaluator, plan)?;
+    let start = |&op: &u32| evaluator.path.end[op as usize] - graph.nodes[op as usize].duration;
+    Some(plan.queues[..graph.problem.devices].iter().map(|queue| queue.first().map_or(0, start)).collect())
 }
