@@ -90,6 +90,31 @@ proptest! {
     }
 
     #[test]
+    fn frozen_stages_cost_nothing_more(problem in problems(POSITIVE), which in any::<prop::sample::Index>()) {
+        // The first stages are not trained: no gradient, nothing kept for one.
+        let mut frozen = problem.clone();
+        let first = which.index(problem.stages() + 1);
+        for s in 0..first {
+            frozen.time_ns.backward_input[s] = 0;
+            frozen.time_ns.backward_weight[s] = 0;
+            frozen.bytes.weight_context[s] = 0;
+        }
+        let whole = solve_for(&problem, Method::Search, 1_000);
+        let order = Order::of(&problem, &whole.schedule);
+        let in_that_order = simulate(&frozen, &order).unwrap();
+        prop_assert!(in_that_order.schedule.makespan_ns <= whole.makespan_ns);
+        let options = SolveOptions {
+            method: Method::AdaptiveOffload,
+            start: Some(in_that_order.schedule),
+            iterations: Some(0),
+            ..SolveOptions::default()
+        };
+        let solution = solve(&frozen, &options, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+        prop_assert_eq!(check(&frozen, &solution.schedule).violations, Vec::<String>::new());
+        prop_assert!(solution.bound_ns <= solution.makespan_ns && solution.makespan_ns <= whole.makespan_ns);
+    }
+
+    #[test]
     fn one_byte_less_than_one_microbatch_needs_is_refused(problem in problems(MOST), which in any::<prop::sample::Index>()) {
         let mut problem = problem;
         let device = which.index(problem.devices);

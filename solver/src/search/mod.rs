@@ -10,7 +10,7 @@ mod state;
 mod tests;
 
 use std::sync::mpsc::{self, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
@@ -36,6 +36,13 @@ pub(crate) struct SearchOptions {
 /// The parts of the search, as they are named in records.
 pub(crate) const POLICIES: &str = "policies";
 pub(crate) const ANNEALING: &str = "annealing";
+
+/// How long the parts took, the longest of all threads.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Phases {
+    pub(crate) policies: Duration,
+    pub(crate) annealing: Duration,
+}
 
 /// A plan of more stage-microbatch pairs than this is long.
 const LONG: usize = 1_000;
@@ -117,12 +124,14 @@ impl Worker<'_> {
         }
     }
 
-    fn run(mut self, graph: &Graph<'_>) -> Option<Better> {
+    fn run(mut self, graph: &Graph<'_>) -> (Option<Better>, Phases) {
+        let begun = Instant::now();
         // Annealing gains little where plans are long: constructions get most of the time there.
         let share = if graph.pairs > LONG { 0.75 } else { 0.35 };
         let others = policies::search(graph, &mut self, share);
+        let policies = begun.elapsed();
         anneal::anneal(graph, &mut self, &others);
-        self.best
+        (self.best, Phases { policies, annealing: begun.elapsed() - policies })
     }
 }
 
@@ -134,7 +143,7 @@ pub(crate) fn search(
     options: SearchOptions,
     incumbent: &Incumbent,
     on_better: &mut dyn FnMut(Better),
-) {
+) -> Phases {
     let start =
         incumbent.plan().map(|(makespan_ns, plan)| Better { plan: (*plan).clone(), makespan_ns, part: "incumbent" });
     let known = start.as_ref().map_or(i64::MAX, |x| x.makespan_ns);
@@ -153,14 +162,21 @@ pub(crate) fn search(
         while let Ok(better) = receiver.recv() {
             on_better(better);
         }
-        let bests =
-            threads.into_iter().filter_map(|thread| thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
-        let best = bests.min_by_key(|x| x.makespan_ns).filter(|x| x.makespan_ns < known);
+        let mut phases = Phases::default();
+        let mut bests = Vec::new();
+        for thread in threads {
+            let (best, own) = thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
+            phases.policies = phases.policies.max(own.policies);
+            phases.annealing = phases.annealing.max(own.annealing);
+            bests.extend(best);
+        }
+        let best = bests.into_iter().min_by_key(|x| x.makespan_ns).filter(|x| x.makespan_ns < known);
         if let (Some(best), Some(_)) = (best, options.iterations) {
             incumbent.offer(&best.plan, best.makespan_ns);
             on_better(best);
         }
-    });
+        phases
+    })
 }
 
 /// Annealing without the clock, for benchmarks.

@@ -153,10 +153,10 @@ impl Lane<'_> {
     fn search(self, threads: usize, incumbent: &Incumbent) {
         let SolveOptions { seed, iterations, objective, .. } = *self.lanes.options;
         let options = SearchOptions { threads, seed, deadline: self.lanes.deadline, iterations, objective };
-        let begun = Instant::now();
-        self.tell(News::Begin(Method::Search.name()));
-        search::search(self.lanes.graph, options, incumbent, &mut |better| self.tell(News::Plan(better)));
-        self.tell(News::End(Method::Search.name(), begun.elapsed(), None));
+        self.tell(News::Begin(search::POLICIES));
+        let phases = search::search(self.lanes.graph, options, incumbent, &mut |better| self.tell(News::Plan(better)));
+        self.tell(News::End(search::POLICIES, phases.policies, None));
+        self.tell(News::End(search::ANNEALING, phases.annealing, None));
     }
 
     /// Large-neighbourhood search.
