@@ -13,7 +13,7 @@ pub(super) struct Certificate {
 }
 
 /// Multipliers are whole numbers of this fraction.
-const ONE: f64 = (1_u64 << 44) as f64;
+const ONE: f64 = (1_u64 << 58) as f64;
 
 impl Certificate {
     /// From the multipliers that a floating-point solver found; negative or undefined ones count as 0.

@@ -21,6 +21,11 @@
 //!   has its R, and O and X together are at most M.
 //! - **Queues.** Of one queue's ops of positive length at most one has started by t and not ended by t:
 //!   `Σ N(t) - N(t - p) <= 1`; a fused backward is one op.
+//! - **Idle time.** Work done by t, the integral of N(u) - N(u - p) over u <= t of all ops of a queue, and
+//!   the time that it has stood idle until then, make the time gone since its first possible start. The
+//!   integral lies between those of the counts moved down and up to grid points; idle time is a column that
+//!   never falls and in the end is at most what the certain work leaves. Where lengths are not multiples
+//!   of the step, the rows above lose a part of each op; with these, such losses do not add up.
 //! - **Memory.** What has been allocated by t less what has been freed by t fits in the room:
 //!   `Σ activation N_F(t) - offloadable (N_O(t - p_O) - N_R(t)) - (activation - context) N_B(t - p_B) -
 //!   context N_W(t - p_W)`. Each microbatch being in one of the states activation, rest, context, sizes may

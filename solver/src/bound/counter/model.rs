@@ -103,6 +103,28 @@ impl Counter {
         if t >= self.last || i >= self.columns.len() { self.all } else { Count::Column(self.columns.start + i) }
     }
 
+    /// Work done by time `t`, a bound from below or above: an op started at x has done as much as the time
+    /// between t - p and t that is not before x, so that it is the count's integral over those.
+    fn work(&self, t: i64, above: bool, sign: i64) -> impl Iterator<Item = (Count, i64)> + '_ {
+        let mut from = t - self.time;
+        std::iter::from_fn(move || {
+            if from >= t {
+                return None;
+            }
+            let next = if from < self.first {
+                self.first
+            } else if from >= self.last {
+                t
+            } else {
+                (from + self.step - (from - self.first) % self.step).min(self.last)
+            };
+            let count = if above && from >= self.first { self.upto(from + 1) } else { self.by(from) };
+            let length = next.min(t) - from;
+            from += length;
+            Some((count, sign * length))
+        })
+    }
+
     fn times(&self) -> impl Iterator<Item = (i64, usize)> + '_ {
         self.columns.clone().enumerate().map(|(i, column)| (self.first + i as i64 * self.step, column))
     }
@@ -130,8 +152,17 @@ struct Copies {
 pub(super) struct Row {
     pub(super) terms: Vec<(usize, i64)>,
     pub(super) most: i64,
-    /// Whether it is a limit of a resource: those are what a horizon too short breaks.
-    pub(super) resource: bool,
+    /// What it is divided by for floating point.
+    pub(super) norm: i64,
+    /// The limit of a resource, by shares of which it may be exceeded in the search for a contradiction;
+    /// 0 for other rows.
+    pub(super) limit: i64,
+}
+
+impl Row {
+    fn order(most: i64) -> Row {
+        Row { terms: Vec::new(), most, norm: 1, limit: 0 }
+    }
 }
 
 /// What a column counts.
@@ -145,6 +176,17 @@ pub(super) enum Meaning {
     Offloaded(usize),
     /// Microbatches that are not.
     Resident(usize),
+    /// Time for which a queue has stood idle between two times, ns.
+    Idle(Queue, i64, i64),
+}
+
+/// A queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// The compute queue of a device.
+    Compute(usize),
+    /// A channel.
+    Channel(usize),
 }
 
 /// The relaxation: integer columns within bounds, and rows. Every legal schedule within the horizon gives
@@ -152,6 +194,8 @@ pub(super) enum Meaning {
 pub(super) struct Model {
     /// Least and most of each column.
     pub(super) columns: Vec<(i64, i64)>,
+    /// What a column's values are counted in for floating point.
+    pub(super) units: Vec<i64>,
     /// By which tests hold schedules against the rows.
     #[cfg(test)]
     pub(super) meanings: Vec<Meaning>,
@@ -164,6 +208,7 @@ impl Model {
             known,
             scope,
             columns: Vec::new(),
+            units: Vec::new(),
             #[cfg(test)]
             meanings: Vec::new(),
             rows: Vec::new(),
@@ -174,6 +219,7 @@ impl Model {
         build.memory(&stages);
         Model {
             columns: build.columns,
+            units: build.units,
             #[cfg(test)]
             meanings: build.meanings,
             rows: build.rows,
@@ -193,6 +239,7 @@ struct Build<'a> {
     known: &'a Known<'a>,
     scope: &'a Scope,
     columns: Vec<(i64, i64)>,
+    units: Vec<i64>,
     #[cfg(test)]
     meanings: Vec<Meaning>,
     rows: Vec<Row>,
@@ -211,12 +258,13 @@ struct Times<'a> {
 }
 
 impl Build<'_> {
-    /// Adds `Σ coefficient · count <= most`.
-    fn row(&mut self, counts: impl IntoIterator<Item = (Count, i64)>, mut most: i64, resource: bool) {
+    /// Adds a row of a kind, `Σ coefficient · count <= most`.
+    fn row(&mut self, counts: impl IntoIterator<Item = (Count, i64)>, kind: Row) {
+        let mut most = i128::from(kind.most);
         let mut terms: Vec<(usize, i64)> = Vec::new();
         for (count, coefficient) in counts {
             match count {
-                Count::Fixed(value) => most -= value * coefficient,
+                Count::Fixed(value) => most -= i128::from(value) * i128::from(coefficient),
                 Count::Column(column) => terms.push((column, coefficient)),
             }
         }
@@ -231,20 +279,21 @@ impl Build<'_> {
         terms.retain(|x| x.1 != 0);
         let reach = |&(column, c): &(usize, i64)| {
             let (low, high) = self.columns[column];
-            if c > 0 { c * high } else { c * low }
+            i128::from(c) * i128::from(if c > 0 { high } else { low })
         };
-        // What the bounds of the columns imply needs no row.
-        if terms.iter().map(reach).sum::<i64>() > most {
-            self.rows.push(Row { terms, most, resource });
+        // What the bounds of the columns imply needs no row; what is too large for one is left out.
+        if terms.iter().map(reach).sum::<i128>() > most
+            && let Ok(most) = i64::try_from(most)
+        {
+            self.rows.push(Row { terms, most, ..kind });
         }
     }
 
     fn column(&mut self, low: i64, high: i64, meaning: Meaning) -> usize {
         self.columns.push((low, high));
+        self.units.push(if matches!(meaning, Meaning::Idle(..)) { self.scope.step_ns } else { 1 });
         #[cfg(test)]
         self.meanings.push(meaning);
-        #[cfg(not(test))]
-        let _ = meaning;
         self.columns.len() - 1
     }
 
@@ -271,10 +320,10 @@ impl Build<'_> {
         // Counts do not fall.
         let columns: Vec<usize> = counter.columns.clone().collect();
         for pair in columns.windows(2) {
-            self.row([(Count::Column(pair[0]), 1), (Count::Column(pair[1]), -1)], 0, false);
+            self.row([(Count::Column(pair[0]), 1), (Count::Column(pair[1]), -1)], Row::order(0));
         }
         if let (Some(&column), Count::Column(_)) = (columns.last(), all) {
-            self.row([(Count::Column(column), 1), (all, -1)], 0, false);
+            self.row([(Count::Column(column), 1), (all, -1)], Row::order(0));
         }
         counter
     }
@@ -308,7 +357,7 @@ impl Build<'_> {
             let copies = (p.bytes.offloadable[s] > 0).then(|| {
                 let all = Count::Column(self.column(0, m as i64, Meaning::Offloaded(s)));
                 let resident = Count::Column(self.column(0, m as i64, Meaning::Resident(s)));
-                self.row([(all, 1), (resident, 1)], m as i64, false);
+                self.row([(all, 1), (resident, 1)], Row::order(m as i64));
                 let (o, r) = (t.offload[s], t.reload[s]);
                 let times = Times { time: f, head: &head_f, late: &late_f, all: resident };
                 let kept = self.counter(times, &|t| Meaning::Kept(s, t));
@@ -326,7 +375,7 @@ impl Build<'_> {
     /// The k-th `after` starts no earlier than `lag` past the end of the k-th `before`.
     fn follows(&mut self, before: &Counter, after: &Counter, lag: i64) {
         for (t, column) in after.times() {
-            self.row([(Count::Column(column), 1), (before.upto(t - before.time - lag), -1)], 0, false);
+            self.row([(Count::Column(column), 1), (before.upto(t - before.time - lag), -1)], Row::order(0));
         }
     }
 
@@ -356,30 +405,67 @@ impl Build<'_> {
         let counts: Vec<(Count, Count)> = columns.chain([(f.all, kept.all)]).collect();
         let mut before = (Count::Fixed(0), Count::Fixed(0));
         for &(f, kept) in &counts {
-            self.row([(before.0, 1), (before.1, -1), (f, -1), (kept, 1)], 0, false);
+            self.row([(before.0, 1), (before.1, -1), (f, -1), (kept, 1)], Row::order(0));
             before = (f, kept);
         }
         for (t, column) in o.times() {
             let ready = t - f.time;
-            self.row([(Count::Column(column), 1), (f.upto(ready), -1), (kept.upto(ready), 1)], 0, false);
+            self.row([(Count::Column(column), 1), (f.upto(ready), -1), (kept.upto(ready), 1)], Row::order(0));
         }
         self.follows(o, r, 0);
         let way = f.time + self.known.way_back(x.stage);
         for (t, column) in x.b.times() {
             let counts = [(Count::Column(column), 1), (r.upto(t - r.time), -1), (kept.upto(t - way), -1)];
-            self.row(counts, 0, false);
+            self.row(counts, Row::order(0));
         }
-        self.row([(x.b.all, 1), (r.all, -1), (kept.all, -1)], 0, false);
+        self.row([(x.b.all, 1), (r.all, -1), (kept.all, -1)], Row::order(0));
     }
 
     /// One op at a time.
-    fn queue(&mut self, counters: &[&Counter]) {
+    fn queue(&mut self, queue: Queue, counters: &[&Counter]) {
+        let counters: Vec<&Counter> = counters.iter().copied().filter(|x| x.time > 0).collect();
         let mut times: Vec<i64> = counters.iter().flat_map(|x| x.times().map(|x| x.0)).collect();
         times.sort_unstable();
         times.dedup();
-        for t in times {
-            let running = |x: &&Counter| [(x.by(t), 1), (x.upto(t - x.time), -1)];
-            self.row(counters.iter().filter(|x| x.time > 0).flat_map(running), 1, true);
+        for &t in &times {
+            self.row(
+                counters.iter().flat_map(|x| [(x.by(t), 1), (x.upto(t - x.time), -1)]),
+                Row { norm: 1, limit: 1, ..Row::order(1) },
+            );
+        }
+        let step = self.scope.step_ns;
+        let Some(first) = counters.iter().map(|x| x.first).min() else { return };
+        if counters.iter().any(|x| x.time % step > 0 || (x.first - first) % step > 0) {
+            self.idle(queue, &counters, first);
+        }
+    }
+
+    /// The time for which a queue has stood idle: that, and the work done, make the time gone. Where
+    /// lengths are not multiples of the step, this keeps what the rows above lose from adding up.
+    fn idle(&mut self, queue: Queue, counters: &[&Counter], first: i64) {
+        let end = counters.iter().map(|x| x.last + x.time).max().unwrap_or(first);
+        let certain: i64 = counters
+            .iter()
+            .map(|x| match x.all {
+                Count::Fixed(all) => all * x.time,
+                Count::Column(_) => 0,
+            })
+            .sum();
+        let mut before = None;
+        let mut t = first + self.scope.step_ns;
+        while t < end {
+            let most = (t - first).min(end - first - certain).max(0);
+            let column = Count::Column(self.column(0, most, Meaning::Idle(queue, first, t)));
+            if let Some(before) = before {
+                self.row([(before, 1), (column, -1)], Row::order(0));
+            }
+            let kind = || Row { norm: self.scope.step_ns, limit: t - first, ..Row::order(0) };
+            let least = counters.iter().flat_map(|x| x.work(t, false, 1));
+            self.row(least.chain([(column, 1)]), Row { most: t - first, ..kind() });
+            let most = counters.iter().flat_map(|x| x.work(t, true, -1));
+            self.row(most.chain([(column, -1)]), Row { most: first - t, ..kind() });
+            before = Some(column);
+            t += self.scope.step_ns;
         }
     }
 
@@ -389,14 +475,14 @@ impl Build<'_> {
         for &d in &self.scope.devices {
             let own = || stages.iter().filter(|x| p.placement[x.stage] == d);
             let counters: Vec<&Counter> = own().flat_map(|x| [&x.f, &x.b].into_iter().chain(&x.w)).collect();
-            self.queue(&counters);
+            self.queue(Queue::Compute(d), &counters);
             for copies in own().filter_map(|x| x.copies.as_ref()) {
                 channels.entry(p.offload_channel[d]).or_default().push(&copies.o);
                 channels.entry(p.reload_channel[d]).or_default().push(&copies.r);
             }
         }
-        for counters in channels.values() {
-            self.queue(counters);
+        for (&channel, counters) in &channels {
+            self.queue(Queue::Channel(channel), counters);
         }
     }
 
@@ -436,7 +522,7 @@ impl Build<'_> {
                 counts.push((copies.r.by(t), full - rest));
             }
         }
-        self.row(counts, room, true);
+        self.row(counts, Row { norm: room.max(1), limit: room.max(1), ..Row::order(room) });
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which relaxations to solve, and for which horizons.
 
-use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::certificate::Certificate;
@@ -10,8 +10,14 @@ use crate::problem::Problem;
 
 /// Largest relaxation that is tried, columns: beyond, one takes minutes.
 const MOST_COLUMNS: usize = 60_000;
-/// Share of the work of a queue that a coarse step may ignore.
-const MOST_LOSS: f64 = 0.1;
+/// Points of the coarsest grid.
+const FEWEST_POINTS: i64 = 60;
+/// By how much the next grid is finer, at most.
+const FINER: i64 = 2;
+/// Steps looked at in each range.
+const STEPS_TRIED: i64 = 64;
+/// After so many groups of devices that proved nothing in a row, no more are tried with the same step.
+const MOST_MISSES: usize = 2;
 /// Relaxations of one scope, at most.
 const MOST_HORIZONS: usize = 10;
 /// Horizons closer than this share of each other are not told apart, unless it proves an optimum.
@@ -32,6 +38,14 @@ pub(super) struct Search<'a> {
     makespan: &'a (dyn Fn() -> i64 + Sync),
     /// Seconds for one relaxation, for each column to the power [`GROWTH`].
     pace: f64,
+}
+
+/// Devices and a step to try.
+struct Attempt {
+    columns: usize,
+    step_ns: i64,
+    devices: Vec<usize>,
+    is_all: bool,
 }
 
 /// What a relaxation told of a horizon.
@@ -57,33 +71,45 @@ impl<'a> Search<'a> {
 
     /// Runs until time is up or nothing is left; `report` returns whether to go on.
     pub(super) fn run(mut self, report: &mut dyn FnMut(i64) -> bool) {
-        for (devices, step_ns) in self.scopes() {
-            if !self.scope(&devices, step_ns, report) {
+        // How many scopes of each step failed in a row.
+        let mut misses: BTreeMap<i64, usize> = BTreeMap::new();
+        for scope in self.scopes() {
+            let before = self.bound;
+            let in_a_row = misses.entry(scope.step_ns).or_default();
+            if *in_a_row >= MOST_MISSES && !scope.is_all {
+                continue;
+            }
+            if !self.scope(&scope, report) {
                 return;
             }
+            *in_a_row = if self.bound > before { 0 } else { *in_a_row + 1 };
         }
     }
 
-    /// Devices and steps, by what they cost: groups of devices that share channels, and all devices; the
-    /// later groups first, which often prove more.
-    fn scopes(&self) -> Vec<(Vec<usize>, i64)> {
-        let groups = self.groups();
-        let mut sets: Vec<Vec<usize>> = groups.clone();
-        if groups.len() > 1 {
-            sets.push(groups.concat());
+    /// What to try, by what it costs: groups of devices that share channels, and all devices. Of the
+    /// groups the last goes first, then the first: they often prove the most.
+    fn scopes(&self) -> Vec<Attempt> {
+        let mut sets = self.groups();
+        sets.reverse();
+        if let Some(first) = sets.pop() {
+            sets.insert(sets.len().min(1), first);
         }
-        let mut scopes = Vec::new();
-        for devices in sets {
+        if sets.len() > 1 {
+            sets.push(sets.concat());
+        }
+        let all = sets.len() - 1;
+        let mut attempts = Vec::new();
+        for (i, devices) in sets.into_iter().enumerate() {
             for step_ns in self.steps() {
                 let scope = Scope { horizon_ns: self.bound, step_ns, devices: devices.clone() };
                 let columns = Model::size(&self.known, &scope);
                 if columns <= MOST_COLUMNS {
-                    scopes.push((columns, scope));
+                    attempts.push(Attempt { columns, step_ns, devices: devices.clone(), is_all: i == all });
                 }
             }
         }
-        scopes.sort_by_key(|x| (x.0, Reverse(x.1.devices.first().copied())));
-        scopes.into_iter().map(|(_, scope)| (scope.devices, scope.step_ns)).collect()
+        attempts.sort_by_key(|x| x.columns);
+        attempts
     }
 
     /// Devices whose copies share channels, directly or through others.
@@ -124,22 +150,27 @@ impl<'a> Search<'a> {
             };
             queues.iter().map(of).fold(0.0, f64::max)
         };
-        let (mut steps, mut least) = (Vec::new(), MOST_LOSS);
-        // From coarse to fine; a grid of more points than columns are allowed helps nobody.
+        // From coarse to fine, in each range the step that fits best; a grid of more points than columns are
+        // allowed helps nobody.
         let finest = self.grain.max(self.bound / MOST_COLUMNS as i64);
-        let count = (longest / finest).clamp(1, 4096);
-        for part in 1..=count {
-            let step = (longest / part / self.grain * self.grain).max(self.grain);
-            if loss(step) < least {
-                least = loss(step);
-                steps.push(step);
+        let mut steps = Vec::new();
+        let mut coarsest = longest.min(self.bound / FEWEST_POINTS).max(finest);
+        loop {
+            let parts = (0..STEPS_TRIED).map(|i| coarsest - (coarsest - coarsest / FINER) * i / STEPS_TRIED);
+            let candidates = parts.map(|x| (x / self.grain * self.grain).max(self.grain));
+            let best = candidates.min_by(|&x, &y| loss(x).total_cmp(&loss(y)).then(y.cmp(&x)));
+            steps.extend(best);
+            if coarsest / FINER < finest || best.is_some_and(|x| x == self.grain) {
+                break;
             }
+            coarsest /= FINER;
         }
+        steps.dedup();
         steps
     }
 
     /// Raises the bound as far as relaxations of one scope allow. Returns whether to go on at all.
-    fn scope(&mut self, devices: &[usize], step_ns: i64, report: &mut dyn FnMut(i64) -> bool) -> bool {
+    fn scope(&mut self, scope: &Attempt, report: &mut dyn FnMut(i64) -> bool) -> bool {
         // The least horizon that was not refuted.
         let mut failed = i64::MAX;
         // The last two refuted, with what they exceed.
@@ -150,14 +181,14 @@ impl<'a> Search<'a> {
                 return false;
             }
             let open = failed.min(makespan);
-            let resolution = ((RESOLUTION * self.bound as f64) as i64).max(self.grain);
+            let resolution = ((RESOLUTION * self.bound as f64) as i64).max(scope.step_ns / 2).max(self.grain);
             if failed < i64::MAX && open - self.bound < resolution {
                 return true;
             }
             // The excess falls about in a line; at first its slope is a guess that fits most problems.
             let guess = match refuted[..] {
                 [] => self.bound,
-                [(horizon, excess)] => horizon + (1.1 * excess * horizon as f64) as i64,
+                [(horizon, excess)] => horizon + (excess * horizon as f64) as i64,
                 [.., (h0, e0), (h1, e1)] => {
                     let line = 0.95 * e1 * (h1 - h0) as f64 / (e0 - e1).max(1e-9);
                     h1 + line.min(1.3 * e1 * h1 as f64) as i64
@@ -166,7 +197,7 @@ impl<'a> Search<'a> {
             let middle = self.bound + (open - self.bound) / 2;
             let guess = if failed < i64::MAX { guess.min(middle) } else { guess };
             let horizon_ns = (guess.min(open - self.grain) / self.grain * self.grain).max(self.bound);
-            match self.refute(&Scope { horizon_ns, step_ns, devices: devices.to_vec() }) {
+            match self.refute(&Scope { horizon_ns, step_ns: scope.step_ns, devices: scope.devices.clone() }) {
                 Verdict::Stopped => return false,
                 Verdict::Open => failed = horizon_ns,
                 Verdict::Refuted(excess) => {

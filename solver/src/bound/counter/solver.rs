@@ -25,21 +25,20 @@ impl Limits<'_> {
 /// are none in time.
 pub(super) fn multipliers(model: &Model, limits: &Limits<'_>) -> Option<(Vec<f64>, f64)> {
     let mut stated = RowProblem::new();
-    let columns: Vec<_> =
-        model.columns.iter().map(|&(low, high)| stated.add_column(0.0, low as f64..=high as f64)).collect();
+    let columns: Vec<_> = (model.columns.iter().zip(&model.units))
+        .map(|(&(low, high), &unit)| stated.add_column(0.0, low as f64 / unit as f64..=high as f64 / unit as f64))
+        .collect();
     let excess = stated.add_column(1.0, 0.0..);
-    let scale = |most: i64, terms: &[(usize, i64)]| {
-        1.0 / terms.iter().map(|x| x.1.abs()).max().unwrap_or(1).max(most.abs()).max(1) as f64
-    };
     let mut terms = Vec::new();
     for row in &model.rows {
-        let scale = if row.resource { scale(row.most, &row.terms) } else { 1.0 };
+        let norm = row.norm as f64;
         terms.clear();
-        terms.extend(row.terms.iter().map(|&(column, x)| (columns[column], x as f64 * scale)));
-        if row.resource {
-            terms.push((excess, -1.0));
+        let scaled = |&(column, x): &(usize, i64)| (columns[column], x as f64 * model.units[column] as f64 / norm);
+        terms.extend(row.terms.iter().map(scaled));
+        if row.limit > 0 {
+            terms.push((excess, -row.limit as f64 / norm));
         }
-        stated.add_row(..=row.most as f64 * scale, &terms);
+        stated.add_row(..=row.most as f64 / norm, &terms);
     }
     let mut lp = stated.try_optimise(Sense::Minimise).ok()?;
     lp.make_quiet();
@@ -51,7 +50,10 @@ pub(super) fn multipliers(model: &Model, limits: &Limits<'_>) -> Option<(Vec<f64
     // Without crossover: any multipliers do, and a basis costs far more.
     lp.try_set_option("solver", "ipm").ok()?;
     lp.try_set_option("run_crossover", "off").ok()?;
-    lp.try_set_option("ipm_optimality_tolerance", 1e-6).ok()?;
+    lp.try_set_option("ipm_optimality_tolerance", 1e-7).ok()?;
+    // Errors count once for each column, times what it can reach.
+    lp.try_set_option("primal_feasibility_tolerance", 1e-9).ok()?;
+    lp.try_set_option("dual_feasibility_tolerance", 1e-9).ok()?;
     let data: *mut c_void = std::ptr::from_ref(limits).cast_mut().cast();
     // SAFETY: the model outlives the call, and `limits` the run below, after which the callback is taken
     // off again.
@@ -74,8 +76,7 @@ pub(super) fn multipliers(model: &Model, limits: &Limits<'_>) -> Option<(Vec<f64
     if bad || duals.len() != model.rows.len() {
         return None;
     }
-    let undo = model.rows.iter().map(|row| if row.resource { scale(row.most, &row.terms) } else { 1.0 });
-    let multipliers = duals.iter().zip(undo).map(|(dual, scale)| -dual * scale).collect();
+    let multipliers = duals.iter().zip(&model.rows).map(|(dual, row)| -dual / row.norm as f64).collect();
     Some((multipliers, solved.objective_value()))
 }
 

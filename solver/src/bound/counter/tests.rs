@@ -4,16 +4,15 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::certificate::Certificate;
-use super::model::{Known, Meaning, Model, Scope};
+use super::model::{Known, Meaning, Model, Queue, Scope};
 use super::{counter_bound, solver};
 use crate::bound::lower_bound;
+use crate::common::{Most, problems};
 use crate::method::Method;
 use crate::problem::Problem;
-use crate::schedule::{OpKind, Schedule};
+use crate::schedule::{OpKind, Schedule, ScheduledOp};
 use crate::solve::{Solution, SolveOptions, solve};
 use crate::testing::uniform;
-
-use crate::common::{Most, problems};
 
 const MOST: Most = Most { devices: 4, stages: 6, microbatches: 5, least_time: 0 };
 const SMALL: Most = Most { devices: 3, stages: 3, microbatches: 3, least_time: 0 };
@@ -38,7 +37,7 @@ fn refined(problem: &Problem, best_ns: i64) -> i64 {
 }
 
 /// The value of each column in a schedule.
-fn counts(problem: &Problem, schedule: &Schedule, model: &Model) -> Vec<i64> {
+fn counts(problem: &Problem, schedule: &Schedule, model: &Model, devices: &[usize]) -> Vec<i64> {
     let first = schedule.ops.iter().flatten().map(|x| x.start_ns).min().unwrap_or(0);
     let starts = |kind: OpKind, stage: usize| {
         let ops = schedule.ops.iter().flatten().filter(move |x| x.op == kind && x.stage == stage);
@@ -50,15 +49,28 @@ fn counts(problem: &Problem, schedule: &Schedule, model: &Model) -> Vec<i64> {
         Meaning::Kept(s, t) => starts(OpKind::F, s).iter().filter(|x| x.1 <= t && !offloaded(s).contains(&x.0)).count(),
         Meaning::Offloaded(s) => offloaded(s).len(),
         Meaning::Resident(s) => problem.microbatches - offloaded(s).len(),
+        Meaning::Idle(queue, from, to) => {
+            let own = |x: &&ScheduledOp| match queue {
+                Queue::Compute(d) => x.op.is_compute() && problem.placement[x.stage] == d,
+                Queue::Channel(c) => {
+                    let d = problem.placement[x.stage];
+                    let of = if x.op == OpKind::O { problem.offload_channel[d] } else { problem.reload_channel[d] };
+                    !x.op.is_compute() && of == c && devices.contains(&d)
+                }
+            };
+            let ops = schedule.ops.iter().flatten().filter(own);
+            let done = ops.map(|x| problem.duration(x.op, x.stage).min((to - (x.start_ns - first)).max(0)));
+            (to - from - done.sum::<i64>()) as usize
+        }
     };
     model.meanings.iter().map(|x| value(x) as i64).collect()
 }
 
 /// What the model forbids of a schedule.
 fn broken(problem: &Problem, schedule: &Schedule, step_ns: i64, devices: Vec<usize>) -> Option<String> {
-    let scope = Scope { horizon_ns: schedule.makespan_ns, step_ns, devices };
+    let scope = Scope { horizon_ns: schedule.makespan_ns, step_ns, devices: devices.clone() };
     let model = Model::build(&Known::new(problem), &scope);
-    let counts = counts(problem, schedule, &model);
+    let counts = counts(problem, schedule, &model, &devices);
     for ((&(low, high), count), meaning) in model.columns.iter().zip(&counts).zip(&model.meanings) {
         if *count < low || *count > high {
             return Some(format!("{meaning:?} is {count}, not in {low}..={high}"));
@@ -147,7 +159,7 @@ fn a_certificate_proves_only_what_it_was_made_for() {
     // Without one of the resources that it rests on, the contradiction is gone.
     let mut without = certificate;
     for (row, multiplier) in refuted.rows.iter().zip(&mut without.multipliers) {
-        if row.resource {
+        if row.limit > 0 {
             *multiplier = 0;
         }
     }
@@ -156,8 +168,8 @@ fn a_certificate_proves_only_what_it_was_made_for() {
 
 #[test]
 fn what_overflows_proves_nothing() {
-    let row = super::model::Row { terms: vec![(0, i64::MAX), (0, i64::MAX)], most: i64::MIN, resource: true };
-    let model = Model { columns: vec![(0, i64::MAX)], meanings: Vec::new(), rows: vec![row; 6] };
+    let row = super::model::Row { terms: vec![(0, i64::MAX), (0, i64::MAX)], most: i64::MIN, norm: 1, limit: 1 };
+    let model = Model { columns: vec![(0, i64::MAX)], units: vec![1], meanings: Vec::new(), rows: vec![row; 6] };
     assert!(!Certificate { multipliers: vec![i64::MAX; 6] }.proves(&model));
 }
 
