@@ -13,7 +13,9 @@ impl Run<'_> {
         while tries > 0 && !self.state.devices[d].pending.is_empty() {
             tries -= 1;
             let pending = &self.state.devices[d].pending;
-            let Some((at, &pair)) = pending.iter().enumerate().min_by_key(|x| self.rank(*x.1 as usize)) else { return };
+            let Some((at, &pair)) = pending.iter().enumerate().min_by_key(|x| self.state.ranks[*x.1 as usize]) else {
+                return;
+            };
             if !self.reload(d, pair, now) {
                 return;
             }
@@ -62,11 +64,11 @@ impl Run<'_> {
     pub(super) fn victim(&self, d: usize, now: i64) -> Option<(u32, i64)> {
         let graph = self.graph;
         let channel = &self.state.channels[graph.offload_channel[d]];
-        let mut gone: Option<(usize, u32, i64)> = None;
-        let mut soonest: Option<(i64, Reverse<usize>, u32)> = None;
+        let mut gone: Option<(u32, u32, i64)> = None;
+        let mut soonest: Option<(i64, Reverse<u32>, u32)> = None;
         for &pair in &self.state.devices[d].resident {
             let known = self.state.pairs[pair as usize];
-            let rank = self.rank(pair as usize);
+            let rank = self.state.ranks[pair as usize];
             if known.ready || known.gradient != NEVER || gone.is_some_and(|x| x.0 >= rank) {
                 continue;
             }
@@ -91,7 +93,7 @@ impl Run<'_> {
         let end = start + length;
         let device = &mut self.state.devices[d];
         device.held.add(end, -graph.bytes(o));
-        device.resident.retain(|&x| x != pair);
+        device.no_longer_resident(pair);
         self.state.pairs[pair as usize].offload_end = end;
         if end > now {
             self.event(end, WAKE, d as u32);

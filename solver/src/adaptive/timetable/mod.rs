@@ -83,6 +83,15 @@ struct Device {
     reloads: Vec<(i64, u32)>,
 }
 
+impl Device {
+    /// A pair can no longer be offloaded.
+    fn no_longer_resident(&mut self, pair: u32) {
+        if let Some(at) = self.resident.iter().position(|&x| x == pair) {
+            self.resident.swap_remove(at);
+        }
+    }
+}
+
 /// What a microbatch in flight on a device keeps there in spite of offloading, and will once all of its F
 /// have run, bytes.
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +121,10 @@ pub(super) struct Timetable {
     channels: Vec<Timeline>,
     events: BinaryHeap<Reverse<(i64, u32, u32)>>,
     touched: Vec<usize>,
+    /// When each pair is used again, as a rank: B goes by groups of microbatches, last chunk first.
+    ranks: Vec<u32>,
+    /// F that could start, as they compare.
+    open: Vec<(usize, usize, usize, usize)>,
     /// What a microbatch keeps on a device in spite of offloading, and the most that one copy moves, bytes.
     keeps: Vec<i64>,
     largest: Vec<i64>,
@@ -129,6 +142,8 @@ impl Timetable {
             channels: vec![Timeline::default(); graph.channel_names.len()],
             events: BinaryHeap::new(),
             touched: Vec::new(),
+            ranks: Vec::new(),
+            open: Vec::new(),
             keeps: shape.stages_of.iter().map(over).collect(),
             largest: shape.stages_of.iter().map(most).collect(),
         }
@@ -169,6 +184,12 @@ impl Timetable {
         }
         self.pairs.clear();
         self.pairs.resize(graph.pairs, Pair::NEW);
+        self.ranks.clear();
+        for s in 0..graph.stages {
+            let chunks = shape.stages_of[graph.problem.placement[s]].len();
+            let rank = |j: usize| (j / policy.group.max(1)) * chunks + chunks - 1 - shape.chunk[s];
+            self.ranks.extend((0..graph.microbatches).map(|j| (rank(j) * graph.microbatches + j) as u32));
+        }
         self.channels.iter_mut().for_each(Timeline::clear);
         self.events.clear();
     }

@@ -52,14 +52,6 @@ impl Run<'_> {
         self.state.touched = touched;
     }
 
-    /// When a pair is used again, as a rank: B goes by groups of microbatches, last chunk first.
-    pub(super) fn rank(&self, pair: usize) -> usize {
-        let m = self.graph.microbatches;
-        let (s, j) = (pair / m, pair % m);
-        let own = &self.shape.stages_of[self.graph.problem.placement[s]];
-        ((j / self.policy.group.max(1)) * own.len() + own.len() - 1 - self.shape.chunk[s]) * m + j
-    }
-
     pub(super) fn time(&self, op: u32) -> i64 {
         self.graph.nodes[op as usize].duration
     }
@@ -107,17 +99,18 @@ impl Run<'_> {
         }
     }
 
-    /// The gradient of a pair is going to come.
-    fn announce(&mut self, b: u32, time: i64) {
+    /// The gradient of a pair is going to come. Whether its reload is to be booked.
+    fn announce(&mut self, b: u32, time: i64) -> bool {
         let pair = self.graph.pair(b);
         self.state.pairs[pair].gradient = time;
         let device = &mut self.state.devices[self.graph.device(b)];
         if self.state.pairs[pair].offload_end == NEVER {
             device.coming_b.push(Reverse(time));
             self.event(time, ARRIVED, b);
-        } else {
-            device.pending.push(pair as u32);
+            return false;
         }
+        device.pending.push(pair as u32);
+        true
     }
 
     /// Starts the best op that the device can run now, if any.
@@ -141,30 +134,29 @@ impl Run<'_> {
         if let Some(w) = w.filter(|_| device.weights.len() > device.most_weights) {
             return self.start(w, now);
         }
+        let mut open = std::mem::take(&mut self.state.open);
+        open.clear();
         let stages = &self.state.stages;
         let ready = own.iter().filter_map(|&s| Some((stages[s].ready.first().copied()?, s)));
         let b = ready.map(|(j, s)| (groups(j), own.len() - shape.chunk[s], j, s)).min();
         let prefers_f =
             |stage: &Stage| ((stage.started - stage.returned) as f64) < policy.forward_first * stage.most as f64;
-        let mut open: Vec<(usize, usize, usize, usize)> = own
-            .iter()
-            .filter_map(|&s| {
-                let stage = &stages[s];
-                let j = stage.started;
-                let open = j < stage.arrived && j - stage.returned < stage.most && (b.is_none() || prefers_f(stage));
-                (open && !(b.is_none() && waits(policy.forward_patience, next_b, times.forward[s]))).then_some((
-                    groups(j),
-                    shape.chunk[s],
-                    j,
-                    s,
-                ))
-            })
-            .collect();
+        open.extend(own.iter().filter_map(|&s| {
+            let stage = &stages[s];
+            let j = stage.started;
+            let open = j < stage.arrived && j - stage.returned < stage.most && (b.is_none() || prefers_f(stage));
+            (open && !(b.is_none() && waits(policy.forward_patience, next_b, times.forward[s]))).then_some((
+                groups(j),
+                shape.chunk[s],
+                j,
+                s,
+            ))
+        }));
         open.sort_unstable();
-        for (_, _, j, s) in open {
-            if self.is_safe(d, s, j) && self.admit(d, s, now) {
-                return self.start(graph.op(OpKind::F, s, j), now);
-            }
+        let admitted = open.iter().copied().find(|&(_, _, j, s)| self.is_safe(d, s, j) && self.admit(d, s, now));
+        self.state.open = open;
+        if let Some((_, _, j, s)) = admitted {
+            return self.start(graph.op(OpKind::F, s, j), now);
         }
         if let Some((_, _, j, s)) = b {
             return self.start(graph.op(OpKind::B, s, j), now);
@@ -212,15 +204,19 @@ impl Run<'_> {
                     self.state.devices[p.placement[s + 1]].coming_f.push(Reverse(time));
                     self.event(time, ARRIVED, next);
                 } else {
-                    self.announce(graph.op(OpKind::B, s, j), end);
+                    // It is there yet: nothing to reload.
+                    let _ = self.announce(graph.op(OpKind::B, s, j), end);
                 }
             }
             OpKind::B => {
-                self.state.stages[s].ready.retain(|&x| x != j);
+                let ready = &mut self.state.stages[s].ready;
+                if let Some(at) = ready.iter().position(|&x| x == j) {
+                    ready.remove(at);
+                }
                 device.held.add(end, context - activation);
                 if self.state.pairs[pair].offload_end == NEVER {
                     device.locked += offloadable;
-                    device.resident.retain(|&x| x as usize != pair);
+                    device.no_longer_resident(pair as u32);
                 }
                 if let Some(at) = device.in_flight.iter().position(|x| x.microbatch == j) {
                     device.in_flight[at].keeps -= activation - offloadable;
@@ -239,8 +235,9 @@ impl Run<'_> {
                 }
                 if s > 0 {
                     let time = sent + p.hop_backward(s - 1);
-                    self.announce(graph.op(OpKind::B, s - 1, j), time);
-                    self.event(now, WAKE, p.placement[s - 1] as u32);
+                    if self.announce(graph.op(OpKind::B, s - 1, j), time) {
+                        self.event(now, WAKE, p.placement[s - 1] as u32);
+                    }
                 }
             }
             _ => {
