@@ -32,6 +32,8 @@ pub(crate) struct Shape {
     pub(crate) stages_of: Vec<Vec<usize>>,
     /// Place of each stage among its device's.
     pub(super) chunk: Vec<usize>,
+    /// How many those are.
+    chunks: Vec<usize>,
     /// Microbatches in flight that keep the pipeline busy, a stage.
     pub(super) needed: Vec<f64>,
     /// Place of a device along the pipeline, 0 to 1.
@@ -60,7 +62,19 @@ impl Shape {
         }
         let last = (graph.stages.max(2) - 1) as f64;
         let depth = stages_of.iter().map(|own| own.first().map_or(0.0, |&s| (s as f64 / last).min(1.0))).collect();
-        Shape { stages_of, chunk, needed: life.iter().map(|&x| x as f64 / period as f64).collect(), depth }
+        Shape {
+            chunks: p.placement.iter().map(|&d| stages_of[d].len()).collect(),
+            stages_of,
+            chunk,
+            needed: life.iter().map(|&x| x as f64 / period as f64).collect(),
+            depth,
+        }
+    }
+
+    /// Microbatches in flight at a stage, at most.
+    pub(super) fn most_in_flight(&self, stage: usize, policy: &Policy) -> usize {
+        let quarter = policy.quarters[4 * self.chunk[stage] / self.chunks[stage]];
+        ((policy.in_flight * self.needed[stage] * quarter).ceil() as usize + policy.extra).max(1)
     }
 }
 
@@ -173,16 +187,13 @@ impl<'a> Dispatch<'a> {
     fn new(graph: &'a Graph<'a>, shape: &'a Shape, policy: &'a Policy, holds: &[i64], copies: Copies) -> Self {
         let p = graph.problem;
         let stages: Vec<Stage> = (0..graph.stages)
-            .map(|s| {
-                let most = (policy.in_flight * shape.needed[s]).ceil() as usize + policy.extra;
-                Stage {
-                    started: 0,
-                    arrived: if s == 0 { graph.microbatches } else { 0 },
-                    returned: 0,
-                    ready: Vec::new(),
-                    holds: holds[s],
-                    most: most.max(1),
-                }
+            .map(|s| Stage {
+                started: 0,
+                arrived: if s == 0 { graph.microbatches } else { 0 },
+                returned: 0,
+                ready: Vec::new(),
+                holds: holds[s],
+                most: shape.most_in_flight(s, policy),
             })
             .collect();
         let device = |d: usize| {

@@ -35,6 +35,10 @@ pub(crate) struct Policy {
     pub(crate) ahead: usize,
     /// With a timetable: reloads are booked as late as can be, else as early.
     pub(crate) late: bool,
+    /// Factors of the microbatches in flight, for each quarter of a device's chunks.
+    pub(crate) quarters: [f64; 4],
+    /// F of later chunks go first, whatever their group.
+    pub(crate) deep_first: bool,
     /// With a timetable: W goes before an F that would have to wait for an offload.
     pub(crate) weights_before: bool,
     /// With paced copies, so many of the last microbatches stay.
@@ -90,6 +94,8 @@ impl Policy {
         ahead: 1,
         late: false,
         weights_before: true,
+        quarters: [1.0; 4],
+        deep_first: false,
         kept: 0,
         spare: 0.0,
         eager: f64::INFINITY,
@@ -114,6 +120,8 @@ impl Policy {
             ahead: 1,
             late: false,
             weights_before: true,
+            quarters: [1.0; 4],
+            deep_first: false,
             kept: 1,
             spare: 0.0,
             eager: f64::INFINITY,
@@ -185,6 +193,14 @@ impl Policy {
             _ => rng.random::<f64>() * 2.0 * devices as f64,
         };
         let patience = |rng: &mut Pcg64Mcg| if rng.random::<bool>() { 0.0 } else { rng.random::<f64>() };
+        let quarters = |rng: &mut Pcg64Mcg| {
+            let tilt = rng.random::<f64>() - 0.5;
+            match rng.random_range(0..4) {
+                0 | 1 => [1.0; 4],
+                2 => [1.0 + tilt, 1.0 + tilt / 3.0, 1.0 - tilt / 3.0, 1.0 - tilt],
+                _ => [0; 4].map(|_| 0.5 + rng.random::<f64>()),
+            }
+        };
         let groups = [1, 2, 3, 4, devices, 2 * devices, devices.div_ceil(2)];
         Policy {
             in_flight: 0.3 + 2.7 * rng.random::<f64>(),
@@ -205,6 +221,8 @@ impl Policy {
             ahead: rng.random_range(1..5),
             late: rng.random(),
             weights_before: rng.random(),
+            quarters: quarters(rng),
+            deep_first: rng.random_range(0..4) == 0,
             kept: rng.random_range(0..2 + devices / 2),
             spare: if rng.random::<bool>() { 0.0 } else { 0.5 * rng.random::<f64>() },
             eager: if rng.random() { f64::INFINITY } else { 6.0 * rng.random::<f64>() },
@@ -218,7 +236,7 @@ impl Policy {
         for _ in 0..rng.random_range(1..4) {
             let other = Policy::random(rng, devices);
             let scale = 0.7 + 0.6 * rng.random::<f64>();
-            match rng.random_range(0..19) {
+            match rng.random_range(0..22) {
                 0 => self.in_flight = (self.in_flight * scale).max(0.1),
                 1 => self.extra = other.extra,
                 2 => self.forward_first = other.forward_first,
@@ -233,6 +251,9 @@ impl Policy {
                 11 => self.chunks = other.chunks,
                 12 => self.eager = other.eager,
                 13 => self.copying = other.copying,
+                18 => self.quarters = other.quarters,
+                19 => self.quarters[rng.random_range(0..4)] *= scale,
+                20 => self.deep_first = other.deep_first,
                 15 => self.ahead = other.ahead,
                 16 => self.late = other.late,
                 17 => self.weights_before = other.weights_before,

@@ -175,12 +175,12 @@ impl Timetable {
             device.reloads.clear();
         }
         for (s, stage) in self.stages.iter_mut().enumerate() {
-            let most = (policy.in_flight * shape.needed[s]).ceil() as usize + policy.extra;
+            let most = shape.most_in_flight(s, policy);
             stage.started = 0;
             stage.arrived = if s == 0 { graph.microbatches } else { 0 };
             stage.returned = 0;
             stage.ready.clear();
-            stage.most = most.max(1);
+            stage.most = most;
         }
         self.pairs.clear();
         self.pairs.resize(graph.pairs, Pair::NEW);

@@ -145,12 +145,10 @@ impl Run<'_> {
             let stage = &stages[s];
             let j = stage.started;
             let open = j < stage.arrived && j - stage.returned < stage.most && (b.is_none() || prefers_f(stage));
-            (open && !(b.is_none() && waits(policy.forward_patience, next_b, times.forward[s]))).then_some((
-                groups(j),
-                shape.chunk[s],
-                j,
-                s,
-            ))
+            let waits = b.is_none() && waits(policy.forward_patience, next_b, times.forward[s]);
+            let chunk = shape.chunk[s];
+            let first = if policy.deep_first { own.len() - chunk } else { groups(j) };
+            (open && !waits).then_some((first, chunk, j, s))
         }));
         open.sort_unstable();
         let admitted = open.iter().copied().find(|&(_, _, j, s)| self.is_safe(d, s, j) && self.admit(d, s, now));
