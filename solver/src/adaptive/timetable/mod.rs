@@ -204,11 +204,15 @@ impl Timetable {
             for &(start, end, op) in &device.compute {
                 // Up to here memory is as it was when this op started, for F, or ended.
                 let until = if graph.kind(op) == OpKind::F { start } else { end };
-                // A B of no length may end as its reload starts.
-                let own = self.pairs[graph.pair(op)].reload_start;
-                let own = if graph.kind(op) == OpKind::B && own != NEVER { own } else { i64::MIN };
-                while let Some((_, reload)) = reloads.next_if(|x| x.0 < until || x.0 <= own) {
+                // A B of no length may end as its reload starts: it comes after that one all the same.
+                let mut own = None;
+                let booked = self.pairs[graph.pair(op)].reload_start;
+                if graph.kind(op) == OpKind::B && (until..NEVER).contains(&booked) {
+                    own = Some(graph.sibling(op, OpKind::R));
+                }
+                while let Some((_, reload)) = reloads.next_if(|x| x.0 < until || own.is_some()) {
                     sequence.push(reload);
+                    own = own.filter(|&x| x != reload);
                 }
                 sequence.push(op);
             }
