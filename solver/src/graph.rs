@@ -165,7 +165,15 @@ impl<'p> Graph<'p> {
 
     /// `s · M + j` of an op.
     pub(crate) fn pair(&self, op: u32) -> usize {
-        op as usize % self.pairs
+        let n = self.pairs as u32;
+        // Without a division.
+        (if op < 2 * n {
+            op - if op < n { 0 } else { n }
+        } else if op < 3 * n {
+            op - 2 * n
+        } else {
+            op - if op < 4 * n { 3 * n } else { 4 * n }
+        }) as usize
     }
 
     /// The kind of an op.
@@ -194,7 +202,14 @@ impl<'p> Graph<'p> {
 
     /// The microbatch of an op.
     pub(crate) fn microbatch(&self, op: u32) -> usize {
-        self.pair(op) % self.microbatches
+        self.stage_and_microbatch(op).1
+    }
+
+    /// The stage and microbatch of an op.
+    pub(crate) fn stage_and_microbatch(&self, op: u32) -> (usize, usize) {
+        // Number and slot count the same, the one in ops, the other in rows of M.
+        let slot = self.nodes[op as usize].slot;
+        (self.slot_stage[slot as usize] as usize, (op - slot * self.microbatches as u32) as usize)
     }
 
     /// The op of another kind of the same stage and microbatch.

@@ -24,11 +24,24 @@ impl Order {
     /// nothing for it.
     pub fn of(problem: &Problem, schedule: &Schedule) -> Order {
         let end = |x: &ScheduledOp| x.start_ns.saturating_add(problem.duration(x.op, x.stage));
-        // Ops of length 0 at one instant go in the order of the data: down the stages, then up.
-        let rank = |x: &ScheduledOp| match x.op {
-            OpKind::F | OpKind::O => (0, x.stage, x.microbatch),
-            OpKind::B | OpKind::R => (1, usize::MAX - x.stage, x.microbatch),
-            OpKind::W => (if problem.split_backward { 2 } else { 1 }, usize::MAX - x.stage, x.microbatch),
+        // Where F may have length 0: its instants and microbatches.
+        let is_point = |x: &&ScheduledOp| x.op == OpKind::F && problem.time_ns.forward.get(x.stage) == Some(&0);
+        let points = schedule.ops.iter().flatten().filter(is_point).map(|x| (x.start_ns, x.microbatch));
+        let mut points: Vec<(i64, usize)> = points.collect();
+        points.sort_unstable();
+        // Ops of length 0 at one instant go in the order of the data: down the stages, then up. What belongs
+        // to no F of that instant goes before all F: it frees memory for them and needs nothing of them.
+        let rank = |x: &ScheduledOp| {
+            let before = points.binary_search(&(x.start_ns, x.microbatch)).is_err();
+            match x.op {
+                OpKind::F | OpKind::O => (1, x.stage, x.microbatch),
+                OpKind::R => (2, usize::MAX - x.stage, x.microbatch),
+                OpKind::B => (if before { -1 } else { 2 }, usize::MAX - x.stage, x.microbatch),
+                OpKind::W => {
+                    let after_b = i32::from(problem.split_backward);
+                    ((if before { -1 } else { 2 }) + after_b, usize::MAX - x.stage, x.microbatch)
+                }
+            }
         };
         let op = |x: &ScheduledOp| Op { kind: x.op, stage: x.stage, microbatch: x.microbatch };
         let known = |x: &&ScheduledOp| x.stage < problem.stages() && x.microbatch < problem.microbatches;

@@ -47,8 +47,8 @@ impl Plan {
         // Place of each op in its sequence, plus 1; R stands in two.
         let mut place = vec![0_u32; 5 * graph.pairs];
         let mut copied = vec![false; 5 * graph.pairs];
-        let mut sequences = vec![Vec::new(); p.devices];
-        let mut channels = vec![Vec::new(); order.channels.len()];
+        let mut sequences: Vec<Vec<u32>> = order.devices.iter().map(|x| Vec::with_capacity(x.len())).collect();
+        let mut channels: Vec<Vec<u32>> = order.channels.iter().map(|x| Vec::with_capacity(x.len())).collect();
         for (d, ops) in order.devices.iter().enumerate() {
             for (i, op) in ops.iter().enumerate() {
                 if op.stage >= graph.stages || op.microbatch >= graph.microbatches || op.kind == OpKind::O {
@@ -84,18 +84,15 @@ impl Plan {
                 channels[c].push(x);
             }
         }
-        for pair in 0..graph.pairs as u32 {
-            let at = |kind| place[graph.sibling(pair, kind) as usize];
-            let name = |kind| graph.decode(graph.sibling(pair, kind));
-            let (f, b, w, r) = (at(OpKind::F), at(OpKind::B), at(OpKind::W), at(OpKind::R));
+        for pair in 0..graph.pairs {
+            let name = |kind| graph.decode(graph.sibling(pair as u32, kind));
+            let [f, b, w, r] = [0, 1, 2, 4].map(|kind| place[kind * graph.pairs + pair]);
             for (kind, place) in [(OpKind::F, f), (OpKind::B, b), (OpKind::W, w)] {
                 if place == 0 {
                     return malformed(format!("{} is missing", name(kind)));
                 }
             }
-            let copies =
-                (copied[graph.sibling(pair, OpKind::O) as usize], copied[graph.sibling(pair, OpKind::R) as usize]);
-            if copies != (r > 0, r > 0) {
+            if (copied[3 * graph.pairs + pair], copied[4 * graph.pairs + pair]) != (r > 0, r > 0) {
                 return malformed(format!(
                     "{} and {}: both on their channels and the reload in its device's sequence, or none",
                     name(OpKind::O),
@@ -196,20 +193,74 @@ impl Evaluator {
 
     /// The schedule of the plan that ran last.
     pub(crate) fn schedule(&self, graph: &Graph<'_>, plan: &Plan) -> Schedule {
+        self.schedule_and_peaks(graph, plan).0
+    }
+
+    /// The schedule of the plan that ran last, and the most that each device holds at any instant, `static`
+    /// included; frees come before allocations.
+    pub(crate) fn schedule_and_peaks(&self, graph: &Graph<'_>, plan: &Plan) -> (Schedule, Vec<i64>) {
         let p = graph.problem;
-        let mut ops: Vec<Vec<ScheduledOp>> = plan.sequences.iter().map(|x| Vec::with_capacity(x.len())).collect();
+        // The copies of each device; both queues and these lists go by start, and by end.
+        let mut offloads: Vec<Vec<u32>> = vec![Vec::new(); p.devices];
+        let mut reloads = offloads.clone();
+        for &op in plan.queues[p.devices..].iter().flatten() {
+            let lists = if graph.kind(op) == OpKind::O { &mut offloads } else { &mut reloads };
+            lists[graph.device(op)].push(op);
+        }
         let mut makespan_ns = 0;
-        for &op in plan.queues.iter().flatten() {
-            let end_ns = self.path.end[op as usize];
-            makespan_ns = makespan_ns.max(end_ns);
-            let start_ns = end_ns - self.nodes[op as usize].duration;
-            let op = graph.decode(op);
-            let entry = ScheduledOp { op: op.kind, stage: op.stage, microbatch: op.microbatch, start_ns };
-            ops[p.placement[op.stage]].push(entry);
+        let mut peaks = Vec::with_capacity(p.devices);
+        let mut ops = Vec::with_capacity(p.devices);
+        for d in 0..p.devices {
+            let (compute, off, back) = (&plan.queues[d], &offloads[d], &reloads[d]);
+            makespan_ns = makespan_ns.max(compute.last().map_or(0, |&op| self.path.end[op as usize]));
+            let mut list = Vec::with_capacity(compute.len() + off.len() + back.len());
+            let start = |op: u32| self.path.end[op as usize] - self.nodes[op as usize].duration;
+            let next = |ops: &[u32], at: usize| ops.get(at).map_or(i64::MAX, |&op| start(op));
+            // What has been listed of each; what has been freed by compute and by offloads.
+            let (mut c, mut o, mut r) = (0, 0, 0);
+            let (mut by_compute, mut by_offloads) = (0, 0);
+            let mut held = p.bytes.r#static[d];
+            let mut peak = held;
+            let (mut from_c, mut from_o, mut from_r) = (next(compute, 0), next(off, 0), next(back, 0));
+            loop {
+                let now = from_c.min(from_o).min(from_r);
+                if now == i64::MAX {
+                    break;
+                }
+                // At one instant: compute, offloads, reloads.
+                let op = if from_c == now {
+                    c += 1;
+                    from_c = next(compute, c);
+                    compute[c - 1]
+                } else if from_o == now {
+                    o += 1;
+                    from_o = next(off, o);
+                    off[o - 1]
+                } else {
+                    r += 1;
+                    from_r = next(back, r);
+                    back[r - 1]
+                };
+                let kind = graph.kind(op);
+                if matches!(kind, OpKind::F | OpKind::R) {
+                    while let Some(&op) = compute.get(by_compute).filter(|&&x| self.path.end[x as usize] <= now) {
+                        held -= if graph.kind(op) == OpKind::F { 0 } else { graph.bytes(op) };
+                        by_compute += 1;
+                    }
+                    while let Some(&op) = off.get(by_offloads).filter(|&&x| self.path.end[x as usize] <= now) {
+                        held -= graph.bytes(op);
+                        by_offloads += 1;
+                    }
+                    held += graph.bytes(op);
+                    // Only the last allocation of an instant tells what is held then: all before it are less.
+                    peak = peak.max(held);
+                }
+                let (stage, microbatch) = graph.stage_and_microbatch(op);
+                list.push(ScheduledOp { op: kind, stage, microbatch, start_ns: now });
+            }
+            ops.push(list);
+            peaks.push(peak);
         }
-        for list in &mut ops {
-            list.sort_by_key(|x| (x.start_ns, x.start_ns + p.duration(x.op, x.stage), x.op, x.stage, x.microbatch));
-        }
-        Schedule { makespan_ns, ops }
+        (Schedule { makespan_ns, ops }, peaks)
     }
 }

@@ -5,7 +5,7 @@ use crate::longest_path::Stopped;
 use crate::order::Order;
 use crate::plan::{Evaluator, Plan, Unschedulable};
 use crate::problem::Problem;
-use crate::schedule::{Op, OpKind, Schedule};
+use crate::schedule::{Op, Schedule};
 
 /// What an order leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +63,7 @@ fn run(problem: &Problem, order: &Order, limited: bool) -> Result<Simulated, Sim
     let plan = Plan::from_order(&graph, order)?;
     let mut evaluator = Evaluator::new(&graph);
     evaluator.run(&graph, &plan, limited).map_err(|e| describe(&graph, e))?;
-    let schedule = evaluator.schedule(&graph, &plan);
-    let peak_bytes = peaks(problem, &schedule);
+    let (schedule, peak_bytes) = evaluator.schedule_and_peaks(&graph, &plan);
     Ok(Simulated { schedule, peak_bytes })
 }
 
@@ -77,31 +76,4 @@ fn describe(graph: &Graph<'_>, error: Unschedulable) -> SimulateError {
         // Without a limit on the makespan none is exceeded; no op is at fault.
         Unschedulable::Stopped(Stopped::Limit) => SimulateError::Malformed("times overflow".into()),
     }
-}
-
-/// The most that each device holds at any instant, `static` included; frees come before allocations.
-fn peaks(problem: &Problem, schedule: &Schedule) -> Vec<i64> {
-    let b = &problem.bytes;
-    let mut peaks = b.r#static.clone();
-    let mut changes: Vec<(i64, i64)> = Vec::new();
-    for (list, peak) in schedule.ops.iter().zip(&mut peaks) {
-        changes.clear();
-        for x in list {
-            let end = x.start_ns + problem.duration(x.op, x.stage);
-            changes.push(match x.op {
-                OpKind::F => (x.start_ns, b.activation[x.stage]),
-                OpKind::R => (x.start_ns, b.offloadable[x.stage]),
-                OpKind::O => (end, -b.offloadable[x.stage]),
-                OpKind::B => (end, b.weight_context[x.stage] - b.activation[x.stage]),
-                OpKind::W => (end, -b.weight_context[x.stage]),
-            });
-        }
-        changes.sort_unstable();
-        let mut held = *peak;
-        for (_, change) in &changes {
-            held += change;
-            *peak = (*peak).max(held);
-        }
-    }
-    peaks
 }

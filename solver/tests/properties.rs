@@ -63,6 +63,35 @@ proptest! {
     }
 
     #[test]
+    fn the_order_of_a_legal_schedule_runs_no_later(problem in problems(MOST), iterations in 0..2_000_u64) {
+        let schedule = solve_for(&problem, Method::Search, iterations).schedule;
+        // What allocates and frees at one instant has no order.
+        let time = |kind, stage, microbatch| {
+            let mut found = schedule.ops.iter().flatten();
+            let x = found.find(|x| (x.op, x.stage, x.microbatch) == (kind, stage, microbatch));
+            x.map(|x| (x.start_ns, x.start_ns + problem.duration(kind, stage)))
+        };
+        for s in 0..problem.stages() {
+            for j in 0..problem.microbatches {
+                let [f, b, o, r] = [OpKind::F, OpKind::B, OpKind::O, OpKind::R].map(|kind| time(kind, s, j));
+                let at_once = |x: Option<(i64, i64)>, y: Option<(i64, i64)>| {
+                    matches!((x, y), (Some(x), Some(y)) if x.0 == y.1)
+                };
+                prop_assume!(!at_once(f, b) && !at_once(f, o) && !at_once(r, b));
+            }
+        }
+        let again = simulate(&problem, &Order::of(&problem, &schedule));
+        let again = again.map_err(|e| TestCaseError::fail(e.to_string()))?.schedule;
+        let starts = |schedule: &optpipe_solver::schedule::Schedule| {
+            let all = schedule.ops.iter().flatten();
+            all.map(|x| ((x.op, x.stage, x.microbatch), x.start_ns)).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        for ((op, then), now) in starts(&schedule).iter().zip(starts(&again).values()) {
+            prop_assert!(now <= then, "{:?}: {} after {}", op, now, then);
+        }
+    }
+
+    #[test]
     fn starts_count_from_the_earliest(problem in problems(POSITIVE), offset in -1_000..1_000_i64) {
         let schedule = solve_for(&problem, Method::AdaptiveOffload, 0).schedule;
         let mut later = schedule.clone();

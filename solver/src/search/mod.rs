@@ -2,6 +2,7 @@
 //! on several threads.
 
 mod anneal;
+mod group_moves;
 mod moves;
 mod policies;
 mod retime;

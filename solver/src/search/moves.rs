@@ -12,15 +12,35 @@ use crate::schedule::OpKind;
 
 /// Edits plans at random.
 pub(super) struct Mover {
-    rng: Pcg64Mcg,
+    pub(super) rng: Pcg64Mcg,
     marks: Marks,
     /// For the replay of copies.
     evaluator: Evaluator,
     /// Ops of a longest path of the plan, while it is the accepted one.
-    critical: Vec<u32>,
+    pub(super) critical: Vec<u32>,
     fresh: bool,
     offloads: bool,
+    /// Sorting keys of [`Mover::reorder`].
+    pub(super) keys: Vec<(i64, u32)>,
 }
+
+type Move = fn(&mut Mover, &mut State<'_>);
+
+/// The moves, how often each is tried, in percent, and whether it is of use without offloads, too. The
+/// shares follow how often a move made plans better on problems of several shapes.
+const MOVES: [(u32, bool, Move); 11] = [
+    (36, true, Mover::shift_one),
+    (16, true, Mover::shift_run),
+    (12, true, Mover::reorder),
+    (3, true, Mover::exchange),
+    (1, true, Mover::reverse),
+    (8, false, Mover::shift_copy),
+    (8, false, Mover::move_copy),
+    (8, false, Mover::toggle),
+    (1, false, Mover::toggle_two),
+    (6, false, Mover::evict_device),
+    (1, false, Mover::evict_group),
+];
 
 /// The most microbatches that move together.
 const LONGEST_RUN: usize = 8;
@@ -35,6 +55,7 @@ impl Mover {
             critical: Vec::new(),
             fresh: false,
             offloads,
+            keys: Vec::new(),
         }
     }
 
@@ -53,20 +74,19 @@ impl Mover {
             state.critical_path(&mut self.critical);
             self.fresh = true;
         }
-        let choice = self.rng.random_range(0..if self.offloads { 100 } else { 55 });
-        match choice {
-            0..35 => self.shift_one(state),
-            35..50 => self.shift_run(state),
-            50..55 => self.exchange(state),
-            55..70 => self.shift_copy(state),
-            70..84 => self.toggle(state),
-            84..89 => self.toggle_two(state),
-            89..98 => self.evict_device(state),
-            _ => self.evict_group(state),
+        let moves = || MOVES.iter().filter(|x| x.1 || self.offloads);
+        let mut draw = self.rng.random_range(0..moves().map(|x| x.0).sum());
+        let chosen = moves().find(|x| {
+            let is_it = draw < x.0;
+            draw = draw.saturating_sub(x.0);
+            is_it
+        });
+        if let Some(&(_, _, make)) = chosen {
+            make(self, state);
         }
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         self.rng.random_range(0..n.max(1))
     }
 
@@ -133,50 +153,17 @@ impl Mover {
         }
         let a = self.below(graph.microbatches);
         let b = (a + 1 + self.below(3)) % graph.microbatches;
-        let (from, to) = match self.below(4) {
-            0 => (0, self.below(graph.stages) + 1),
-            1 => (self.below(graph.stages), graph.stages),
-            _ => (0, graph.stages),
-        };
+        let stages = self.stages(graph.stages);
         let forward: bool = self.rng.random();
-        for s in from..to {
-            let d = graph.problem.placement[s];
-            let pairs = [a, b].map(|j| graph.pair(graph.op(OpKind::F, s, j)));
-            let offloaded = pairs.map(|x| state.plan.offloaded[x]);
-            let kinds: &[OpKind] = if forward { &[OpKind::F] } else { &[OpKind::B, OpKind::W] };
-            for &kind in kinds {
-                let [x, y] = [a, b].map(|j| graph.op(kind, s, j));
-                let (i, k) = (state.seat[x as usize] as usize, state.seat[y as usize] as usize);
-                state.device(d).swap(i, k);
-            }
-            // With the backwards go the reloads; offloads go along where just one microbatch is offloaded.
-            let mut copies = Vec::new();
-            if forward && offloaded == [true, true] {
-                copies.push(OpKind::O);
-            }
-            if !forward && offloaded != [false, false] {
-                copies.push(OpKind::R);
-                if offloaded != [true, true] {
-                    copies.push(OpKind::O);
-                }
-            }
-            for kind in copies {
-                let ops = [a, b].map(|j| graph.op(kind, s, j));
-                let c = if kind == OpKind::O { graph.offload_channel[d] } else { graph.reload_channel[d] };
-                for (i, &op) in ops.iter().enumerate().filter(|x| offloaded[x.0]) {
-                    let place = state.times.place[op as usize] as usize;
-                    state.channel(c)[place] = ops[1 - i];
-                    let seat = state.seat[op as usize] as usize;
-                    let sequence = state.device(d);
-                    if kind == OpKind::R {
-                        sequence[seat] = ops[1 - i];
-                    }
-                }
-            }
-            if !forward {
-                state.set_offloaded(pairs[0], offloaded[1]);
-                state.set_offloaded(pairs[1], offloaded[0]);
-            }
+        exchange_two(state, a, b, stages, forward);
+    }
+
+    /// Stages in a row, mostly all.
+    pub(super) fn stages(&mut self, count: usize) -> std::ops::Range<usize> {
+        match self.below(4) {
+            0 => 0..self.below(count) + 1,
+            1 => self.below(count)..count,
+            _ => 0..count,
         }
     }
 
@@ -245,7 +232,7 @@ impl Mover {
         }
     }
 
-    fn set(&mut self, state: &mut State<'_>, pair: usize, on: bool) {
+    pub(super) fn set(&mut self, state: &mut State<'_>, pair: usize, on: bool) {
         let graph = state.graph;
         let [f, b, o, r] = [OpKind::F, OpKind::B, OpKind::O, OpKind::R].map(|k| graph.op(k, 0, 0) + pair as u32);
         let d = graph.device(f);
@@ -272,14 +259,7 @@ impl Mover {
         state.channel(c_o).insert(at, o);
         let at = place(state, c_r, back).max(if c_o == c_r { at + 1 } else { 0 });
         state.channel(c_r).insert(at, r);
-        let seats = &state.plan.sequences[d];
-        let own = seats.iter().position(|&x| x == b).unwrap_or(0);
-        let after_f = seats.iter().position(|&x| x == f).map_or(0, |x| x + 1);
-        let seat = seats[after_f..own]
-            .iter()
-            .position(|&x| graph.kind(x).is_compute() && state.end(x) > back)
-            .map_or(own, |x| x + after_f);
-        state.device(d).insert(seat, r);
+        insert_reload(state, r, back);
         state.set_offloaded(pair, true);
     }
 
@@ -385,4 +365,62 @@ fn shift(state: &mut State<'_>, op: u32, by: isize) {
     } else {
         sequence[at..=to].rotate_left(1);
     }
+}
+
+/// Exchanges two microbatches in the forward or in the backward order of some stages.
+pub(super) fn exchange_two(state: &mut State<'_>, a: usize, b: usize, stages: std::ops::Range<usize>, forward: bool) {
+    let graph = state.graph;
+    for s in stages {
+        let d = graph.problem.placement[s];
+        let pairs = [a, b].map(|j| graph.pair(graph.op(OpKind::F, s, j)));
+        let offloaded = pairs.map(|x| state.plan.offloaded[x]);
+        let kinds: &[OpKind] = if forward { &[OpKind::F] } else { &[OpKind::B, OpKind::W] };
+        for &kind in kinds {
+            let [x, y] = [a, b].map(|j| graph.op(kind, s, j));
+            let (i, k) = (state.seat[x as usize] as usize, state.seat[y as usize] as usize);
+            state.device(d).swap(i, k);
+        }
+        // With the backwards go the reloads; offloads go along where just one microbatch is offloaded.
+        let mut copies = Vec::new();
+        if forward && offloaded == [true, true] {
+            copies.push(OpKind::O);
+        }
+        if !forward && offloaded != [false, false] {
+            copies.push(OpKind::R);
+            if offloaded != [true, true] {
+                copies.push(OpKind::O);
+            }
+        }
+        for kind in copies {
+            let ops = [a, b].map(|j| graph.op(kind, s, j));
+            let c = if kind == OpKind::O { graph.offload_channel[d] } else { graph.reload_channel[d] };
+            for (i, &op) in ops.iter().enumerate().filter(|x| offloaded[x.0]) {
+                let place = state.times.place[op as usize] as usize;
+                state.channel(c)[place] = ops[1 - i];
+                let seat = state.seat[op as usize] as usize;
+                let sequence = state.device(d);
+                if kind == OpKind::R {
+                    sequence[seat] = ops[1 - i];
+                }
+            }
+        }
+        if !forward {
+            state.set_offloaded(pairs[0], offloaded[1]);
+            state.set_offloaded(pairs[1], offloaded[0]);
+        }
+    }
+}
+
+/// Puts a reload where its device's sequence is at a time: before the B or W that is running, which frees
+/// nothing for it, between F and B of its pair.
+pub(super) fn insert_reload(state: &mut State<'_>, r: u32, time: i64) {
+    let graph = state.graph;
+    let d = graph.device(r);
+    let [f, b] = [OpKind::F, OpKind::B].map(|kind| graph.sibling(r, kind));
+    let seats = &state.plan.sequences[d];
+    let own = seats.iter().position(|&x| x == b).unwrap_or(0);
+    let after_f = seats.iter().position(|&x| x == f).map_or(0, |x| x + 1);
+    let running = seats[after_f..own].iter().position(|&x| graph.kind(x).is_compute() && state.end(x) > time);
+    let seat = running.map_or(own, |x| x + after_f);
+    state.device(d).insert(seat, r);
 }

@@ -64,6 +64,11 @@ impl<'g> State<'g> {
         Some(state)
     }
 
+    /// About the mean time of an op of compute, ns.
+    pub(super) fn mean_time(&self) -> i64 {
+        (self.least_mean * self.graph.problem.devices as f64 / (3 * self.graph.pairs) as f64) as i64
+    }
+
     /// Value, ns, and objective.
     fn measure(&self) -> (i64, f64) {
         self.measure_of(self.times.ends(), &self.plan)
