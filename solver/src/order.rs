@@ -32,7 +32,10 @@ impl Order {
         // Ops of length 0 at one instant go in the order of the data: down the stages, then up. What belongs
         // to no F of that instant goes before all F: it frees memory for them and needs nothing of them.
         let rank = |x: &ScheduledOp| {
-            let before = points.binary_search(&(x.start_ns, x.microbatch)).is_err();
+            // A fused W goes where its B goes.
+            let fused = x.op == OpKind::W && !problem.split_backward;
+            let block_ns = if fused { problem.duration(OpKind::B, x.stage) } else { 0 };
+            let before = points.binary_search(&(x.start_ns.saturating_sub(block_ns), x.microbatch)).is_err();
             match x.op {
                 OpKind::F | OpKind::O => (1, x.stage, x.microbatch),
                 OpKind::R => (2, usize::MAX - x.stage, x.microbatch),

@@ -18,7 +18,7 @@ const LONGEST_ROUND: u64 = 640_000;
 /// The clock is read after so many evaluations.
 const STEP: u64 = 32;
 /// Temperatures at the start and at the end of a round, in mean times of an op.
-const HOT: f64 = 0.12;
+const HOT: f64 = 0.04;
 const COLD: f64 = 0.004;
 
 /// Anneals in rounds, from the best plan, until the search is over. Rounds at later times start from the

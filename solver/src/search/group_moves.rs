@@ -69,7 +69,8 @@ impl Mover {
         let (c, one) = (self.below(graph.channel_names.len()), self.below(devices));
         let which = self.below(4);
         let mean = state.mean_time() as f64;
-        let from = (self.rng.random::<f64>() * state.makespan_ns as f64) as i64;
+        let Some(op) = self.pick(state) else { return };
+        let from = state.start(op) - (mean * 4.0 * self.rng.random::<f64>()) as i64;
         let until = from + (mean * (4.0 + 20.0 * self.rng.random::<f64>())) as i64;
         let spread = mean * [0.5, 1.0, 2.0, 4.0][self.below(4)];
         let jitter = if self.rng.random() { 0.0 } else { mean * self.rng.random::<f64>() };

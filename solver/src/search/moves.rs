@@ -98,7 +98,7 @@ impl Mover {
     }
 
     /// An op of a device, or any, half of the time one on the critical path.
-    fn pick(&mut self, state: &State<'_>) -> Option<u32> {
+    pub(super) fn pick(&mut self, state: &State<'_>) -> Option<u32> {
         if !self.critical.is_empty() && self.rng.random() {
             return Some(self.critical[self.rng.random_range(0..self.critical.len())]);
         }
