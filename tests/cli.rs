@@ -130,6 +130,28 @@ fn compare_shows_every_method_against_one_bound() {
 }
 
 #[test]
+fn compare_shows_how_the_gap_closes_over_budgets() {
+    let problem = instance("g_p4m5_shared_switch");
+    let output =
+        optpipe().arg("compare").arg(problem).args(["--budgets", "200ms,1s", "--json"]).output().expect("runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let value = json(&output);
+    let rows = value["budgets"].as_array().expect("a list");
+    assert_eq!(rows.len(), 8, "four methods, two budgets");
+    let makespan = |method: &str, budget: f64| {
+        let row = rows.iter().find(|row| row["method"] == method && row["budget_s"] == budget).expect("a row");
+        assert!(row["makespan_ns"].as_i64() >= row["bound_ns"].as_i64());
+        row["makespan_ns"].as_i64().expect("a number")
+    };
+    let heuristic = makespan("heuristic", 1.0);
+    for method in ["heuristic + search", "heuristic + search + MILP", "heuristic + MILP"] {
+        assert!(makespan(method, 1.0) <= heuristic, "{method} starts from the heuristic");
+    }
+    let milp = rows.iter().find(|row| row["solver_method"] == "milp").expect("a row");
+    assert!(milp["milp"]["binaries"].as_i64() > Some(0) && milp["milp"]["rows"].as_i64() > Some(0));
+}
+
+#[test]
 fn export_draws_what_check_accepts() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let schedule = folder.path().join("schedule.yaml");

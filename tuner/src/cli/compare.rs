@@ -25,14 +25,21 @@ use crate::{table, text};
 Textbook schedules ignore the memory limit: `fits` says whether they could run. Every gap is to the
 best bound that any method proved.
 
-Example:
-  optpipe compare problem.yaml --time-limit 10s")]
+With --budgets the question is another one: what do search and MILP add to the heuristic alone, and how
+does the gap close with time? Each method runs once for each budget.
+
+Examples:
+  optpipe compare problem.yaml --time-limit 10s
+  optpipe compare problem.yaml --budgets 1s,10s,60s")]
 pub(super) struct Args {
     /// The problem
     problem: PathBuf,
     /// Time for each method that searches
     #[arg(long, default_value = "10s", value_parser = super::duration)]
     time_limit: Duration,
+    /// Compare heuristic, search and MILP after each of these times instead
+    #[arg(long, value_parser = super::duration, value_delimiter = ',', conflicts_with = "time_limit")]
+    budgets: Vec<Duration>,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -79,6 +86,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
     problem.feasible()?;
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
+    if !args.budgets.is_empty() {
+        super::budgets::run(&problem, &args.budgets, args.seed, args.json, &progress, cancel)?;
+        return if cancel.load(Ordering::SeqCst) {
+            Err(Error::Interrupted(": not every method was run".to_owned()))
+        } else {
+            Ok(())
+        };
+    }
     let mut bound_ns = lower_bound(&problem);
     let mut rows = Vec::new();
     for method in Method::ALL {

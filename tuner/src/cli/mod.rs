@@ -1,5 +1,6 @@
 //! The command line: one module a command. Data goes to stdout, everything else to stderr.
 
+mod budgets;
 mod calibrate;
 mod check;
 mod compare;

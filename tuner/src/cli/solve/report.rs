@@ -122,6 +122,7 @@ impl Found<'_> {
                 text::bytes(capacity.unsigned_abs())
             ));
         }
+        lines.extend(solution.milp.as_ref().filter(|milp| milp.variables > 0).map(milp));
         if let Some(plan) = &input.plan {
             for (s, stage) in plan.stages.iter().enumerate() {
                 let label = if s == 0 { "split" } else { "" };
@@ -139,4 +140,15 @@ impl Found<'_> {
         }
         lines.join("\n")
     }
+}
+
+/// Size of the largest MILP, and what came of it.
+fn milp(stats: &MilpStats) -> String {
+    let MilpStats { variables, binaries, rows, nodes, models, .. } = stats;
+    let root = stats.root_bound_ns.map_or_else(|| "none".to_owned(), text::duration);
+    format!(
+        "MILP       {variables} variables, {binaries} of them binary, {rows} rows; root bound {root}; \
+         {nodes} nodes in {models} models, {}",
+        text::duration((stats.time_s * 1e9) as i64)
+    )
 }
