@@ -23,7 +23,9 @@ const THREADS: usize = 2;
 /// The MILP is part of `auto` up to this many binaries: above, it does not leave its root in time.
 const MILP_BINARIES: usize = 1_500;
 /// Windows are part of `auto` up to this many stage-microbatch pairs: above, each changes too little.
-const WINDOW_PAIRS: usize = 4_000;
+const WINDOW_PAIRS: usize = 1_000;
+/// Share of the time in which the windows' thread searches like the other one: windows pay once that stalls.
+const SHARE_BEFORE_WINDOWS: f64 = 0.4;
 /// Share of the time for the counter relaxation where a MILP follows.
 const COUNTER_SHARE: f64 = 0.3;
 /// How often the record looks whether it is time to stop.
@@ -159,9 +161,19 @@ impl Lane<'_> {
         self.tell(News::End(search::ANNEALING, phases.annealing, None));
     }
 
-    /// Large-neighbourhood search.
+    /// A search with a seed of its own, then large-neighbourhood search.
     fn windows(self) {
-        let options = WindowOptions { deadline: self.lanes.deadline, seed: self.lanes.options.seed, windows: None };
+        let Lanes { deadline, options: SolveOptions { seed, objective, .. }, .. } = *self.lanes;
+        let now = Instant::now();
+        let options = SearchOptions {
+            threads: 1,
+            seed: !seed,
+            deadline: now + deadline.saturating_duration_since(now).mul_f64(SHARE_BEFORE_WINDOWS),
+            iterations: None,
+            objective: *objective,
+        };
+        search::search(self.lanes.graph, options, self.incumbent, &mut |better| self.tell(News::Plan(better)));
+        let options = WindowOptions { deadline, seed: *seed, windows: None };
         let begun = Instant::now();
         self.tell(News::Begin(WINDOWS));
         windows::improve(self.lanes.graph, options, self.incumbent, &mut |better| self.tell(News::Plan(better)));
