@@ -23,10 +23,13 @@ const MOST_HORIZONS: usize = 10;
 /// Horizons closer than this share of each other are not told apart, unless it proves an optimum.
 const RESOLUTION: f64 = 0.0005;
 
-/// How the time of a relaxation grows with its columns.
-const GROWTH: f64 = 1.4;
-/// Seconds for one relaxation, for each column to the power [`GROWTH`], before any is solved.
-const PACE: f64 = 3e-6;
+/// The first horizon goes this fraction of the gap above the bound, and no farther than that of the bound.
+const BOLD: i64 = 4;
+const MOST_BOLD: i64 = 16;
+/// How the time of a relaxation grows with the terms of its rows.
+const GROWTH: f64 = 1.3;
+/// Seconds for one relaxation, for each term to the power [`GROWTH`], before any is solved.
+const PACE: f64 = 1e-6;
 
 /// The search for a better bound.
 pub(super) struct Search<'a> {
@@ -36,8 +39,10 @@ pub(super) struct Search<'a> {
     grain: i64,
     bound: i64,
     makespan: &'a (dyn Fn() -> i64 + Sync),
-    /// Seconds for one relaxation, for each column to the power [`GROWTH`].
+    /// Seconds for one relaxation, for each term of a row to the power [`GROWTH`].
     pace: f64,
+    /// Whether a relaxation has proven anything.
+    raised: bool,
 }
 
 /// Devices and a step to try.
@@ -54,6 +59,8 @@ enum Verdict {
     Refuted(f64),
     /// It has a solution, or its proof failed.
     Open,
+    /// It would take longer than there is time.
+    TooLarge,
     /// Time is up.
     Stopped,
 }
@@ -66,7 +73,7 @@ impl<'a> Search<'a> {
         limits: &'a Limits<'a>,
     ) -> Self {
         let grain = super::super::grain(problem).max(1);
-        Search { known: Known::new(problem), limits, grain, bound, makespan, pace: PACE }
+        Search { known: Known::new(problem), limits, grain, bound, makespan, pace: PACE, raised: false }
     }
 
     /// Runs until time is up or nothing is left; `report` returns whether to go on.
@@ -108,7 +115,8 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        attempts.sort_by_key(|x| x.columns);
+        // All devices seldom prove more than the best group does with a finer step.
+        attempts.sort_by_key(|x| if x.is_all { 2 * x.columns } else { x.columns });
         attempts
     }
 
@@ -187,6 +195,11 @@ impl<'a> Search<'a> {
             }
             // The excess falls about in a line; at first its slope is a guess that fits most problems.
             let guess = match refuted[..] {
+                // One relaxation that proves nothing at the bound itself ends the scope; before any has proven
+                // something, a bolder horizon gains more.
+                [] if failed == i64::MAX && !self.raised => {
+                    self.bound + ((open - self.bound) / BOLD).min(self.bound / MOST_BOLD)
+                }
                 [] => self.bound,
                 [(horizon, excess)] => horizon + (excess * horizon as f64) as i64,
                 [.., (h0, e0), (h1, e1)] => {
@@ -199,9 +212,11 @@ impl<'a> Search<'a> {
             let horizon_ns = (guess.min(open - self.grain) / self.grain * self.grain).max(self.bound);
             match self.refute(&Scope { horizon_ns, step_ns: scope.step_ns, devices: scope.devices.clone() }) {
                 Verdict::Stopped => return false,
+                Verdict::TooLarge => return true,
                 Verdict::Open => failed = horizon_ns,
                 Verdict::Refuted(excess) => {
                     refuted.push((horizon_ns, excess));
+                    self.raised = true;
                     self.bound = horizon_ns / self.grain * self.grain + self.grain;
                     if !report(self.bound) {
                         return false;
@@ -219,9 +234,10 @@ impl<'a> Search<'a> {
         let begun = Instant::now();
         let left = self.limits.deadline.saturating_duration_since(begun).as_secs_f64();
         let model = Model::build(&self.known, scope);
-        let size = (model.columns.len() as f64).powf(GROWTH);
+        let terms: usize = model.rows.iter().map(|x| x.terms.len()).sum();
+        let size = (terms as f64).powf(GROWTH);
         if self.pace * size > left {
-            return Verdict::Stopped;
+            return Verdict::TooLarge;
         }
         let Some((multipliers, excess)) = solver::multipliers(&model, self.limits) else { return Verdict::Stopped };
         let proven = Certificate::round(&multipliers).proves(&model);
