@@ -10,6 +10,10 @@ use crate::problem::Problem;
 
 /// Largest relaxation that is tried, columns: beyond, one takes minutes.
 const MOST_COLUMNS: usize = 60_000;
+/// The same, times the stages of a device: the memory rows have a term for each.
+const MOST_COLUMNS_OF_CHUNKS: usize = 600_000;
+/// Terms of a relaxation whose time says something about that of others.
+const SMALL_TERMS: f64 = 20_000.0;
 /// Points of the coarsest grid.
 const FEWEST_POINTS: i64 = 60;
 /// By how much the next grid is finer, at most.
@@ -201,10 +205,10 @@ impl<'a> Search<'a> {
                     self.bound + ((open - self.bound) / BOLD).min(self.bound / MOST_BOLD)
                 }
                 [] => self.bound,
-                [(horizon, excess)] => horizon + (excess * horizon as f64) as i64,
+                [(horizon, excess)] => horizon.saturating_add((excess * horizon as f64) as i64),
                 [.., (h0, e0), (h1, e1)] => {
                     let line = 0.95 * e1 * (h1 - h0) as f64 / (e0 - e1).max(1e-9);
-                    h1 + line.min(1.3 * e1 * h1 as f64) as i64
+                    h1.saturating_add(line.min(1.3 * e1 * h1 as f64) as i64)
                 }
             };
             let middle = self.bound + (open - self.bound) / 2;
@@ -233,16 +237,26 @@ impl<'a> Search<'a> {
         }
         let begun = Instant::now();
         let left = self.limits.deadline.saturating_duration_since(begun).as_secs_f64();
+        // A horizon far above the bound has more columns than the bound itself.
+        let columns = Model::size(&self.known, scope);
+        let p = self.known.problem;
+        let chunks = scope.devices.iter().map(|&d| p.stages_of(d).count()).max().unwrap_or(0);
+        if columns > MOST_COLUMNS * 3 / 2 || columns.saturating_mul(chunks) > MOST_COLUMNS_OF_CHUNKS {
+            return Verdict::TooLarge;
+        }
         let model = Model::build(&self.known, scope);
         let terms: usize = model.rows.iter().map(|x| x.terms.len()).sum();
         let size = (terms as f64).powf(GROWTH);
         if self.pace * size > left {
             return Verdict::TooLarge;
         }
-        let Some((multipliers, excess)) = solver::multipliers(&model, self.limits) else { return Verdict::Stopped };
+        let Some((multipliers, excess)) = solver::multipliers(&model, self.limits) else {
+            return if self.limits.reached() { Verdict::Stopped } else { Verdict::Open };
+        };
         let proven = Certificate::round(&multipliers).proves(&model);
         if !self.limits.reached() {
-            self.pace = begun.elapsed().as_secs_f64() / size.max(1.0);
+            // The time of a small one says little: most of it may be others' use of the machine.
+            self.pace = begun.elapsed().as_secs_f64() / size.max(SMALL_TERMS.powf(GROWTH));
         }
         if proven {
             Verdict::Refuted(excess)
