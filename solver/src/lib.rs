@@ -73,6 +73,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+/// A fingerprint of this library's source: schedules and bounds of another build, where the search or
+/// the bounds may have been others, are told apart by it.
+pub const SOURCE: &str = env!("OPTPIPE_SOLVER_SOURCE");
+
 #[cfg(test)]
 extern crate self as optpipe_solver;
 

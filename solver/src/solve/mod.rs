@@ -27,6 +27,8 @@ use record::Record;
 
 /// Policies of the grid that are constructed before the search, which has all of them, on all threads.
 const FIRST: usize = 6;
+/// The part that takes the schedule given.
+const START: &str = "start";
 
 /// How to solve.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +43,8 @@ pub struct SolveOptions {
     pub seed: u64,
     /// A schedule that is known already; used if it is legal.
     pub start: Option<Schedule>,
+    /// What found `start`: [`Solution::method`] where nothing beats it, which else is `start`.
+    pub start_method: Option<String>,
     /// With this, the search of each thread ends after so many evaluations, and what depends on the clock
     /// is left out of `auto`: if the time limit does not strike first, the same problem, seed and
     /// iterations give the same schedule.
@@ -55,6 +59,7 @@ impl Default for SolveOptions {
             time_limit: Duration::from_secs(30),
             seed: 0,
             start: None,
+            start_method: None,
             iterations: None,
         }
     }
@@ -85,7 +90,13 @@ pub fn solve(
         milp: None,
     };
     engine.run();
-    Ok(engine.record.into_solution(engine.milp))
+    let mut solution = engine.record.into_solution(engine.milp);
+    if solution.method == START
+        && let Some(method) = &options.start_method
+    {
+        solution.method.clone_from(method);
+    }
+    Ok(solution)
 }
 
 struct Engine<'a> {
@@ -137,12 +148,12 @@ impl Engine<'_> {
     /// The schedule given, without the waiting that its order does not need, where that can be told.
     fn start(&mut self) {
         let Some(start) = &self.options.start else { return };
-        self.record.part("start", |record| {
-            if !record.incumbent(start.clone(), "start") {
+        self.record.part(START, |record| {
+            if !record.incumbent(start.clone(), START) {
                 return Some("not a legal schedule of this problem".to_owned());
             }
             if let Ok(plan) = Plan::from_order(self.graph, &Order::of(self.problem, start)) {
-                offer(record, self.graph, &mut Evaluator::new(self.graph), &plan, "start");
+                offer(record, self.graph, &mut Evaluator::new(self.graph), &plan, START);
             }
             None
         });

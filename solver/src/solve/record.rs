@@ -136,6 +136,19 @@ impl Solution {
     pub fn gap(&self) -> f64 {
         gap(self.value_ns(), self.bound_ns)
     }
+
+    /// Takes a bound that was proven elsewhere, ns, where it is higher. One above the objective is wrong
+    /// and not taken.
+    pub fn raise_bound(&mut self, bound_ns: i64) {
+        if bound_ns <= self.bound_ns || bound_ns > self.value_ns() {
+            return;
+        }
+        self.bound_ns = bound_ns;
+        if self.value_ns() == bound_ns {
+            self.proven = true;
+            self.stop = StopReason::Optimal;
+        }
+    }
 }
 
 fn gap(makespan_ns: i64, bound_ns: i64) -> f64 {

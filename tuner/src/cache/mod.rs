@@ -6,35 +6,37 @@
 //!
 //! Many processes may use one folder at once: an entry is written to a temporary file and renamed, so
 //! that readers see the old one or the new one, whole. A file that cannot be read, is damaged, or was
-//! written by something else counts as absent. Nothing here is an error to the user: the cache saves
-//! time, and a solve is the same without it.
+//! written by something else counts as absent. What two processes find of one problem is merged: the
+//! better schedule, the higher bound. Nothing here is an error to the user: the cache saves time, and a
+//! solve is the same without it.
 
+mod entry;
 pub mod normal;
 mod solve;
 
 use std::ffi::OsString;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use optpipe_configs::file;
-use optpipe_solver::problem::Problem;
-use optpipe_solver::solve::{Solution, SolveOptions};
-use serde::{Deserialize, Serialize};
+use optpipe_solver::solve::SolveOptions;
 
+use entry::{Entry, Opened};
 use normal::{Normal, fingerprint};
 
 pub use solve::{Hit, solve};
 
 /// Version of the entries' format; each has a folder of its own.
 const FORMAT: &str = "v1";
-/// What an entry starts with; the fingerprint of what follows stands behind it.
-const MAGIC: &str = "optpipe-cache 1 ";
 /// The most that all entries take, bytes.
 const MOST_BYTES: u64 = 256 << 20;
 /// The most entries.
 const MOST_ENTRIES: usize = 4096;
 /// So many entries of one shape are looked at for a start, the newest ones.
-const MOST_NEAR: usize = 16;
+const MOST_NEAR: usize = 64;
+/// So long a process waits for another one that is storing.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// A temporary file this old is what a killed process left behind.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
@@ -53,23 +55,11 @@ struct Key {
     shape: String,
 }
 
-/// A file of the cache.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Entry {
-    /// [`Key::options`].
-    options: String,
-    /// In normal form.
-    problem: Problem,
-    /// The time limit under which the solution was found, ns; 0 if the solve was cut short.
-    time_limit_ns: u64,
-    /// Its times are in units of the normal form.
-    solution: Solution,
-}
-
 impl Key {
     fn new(normal: &Normal, options: &SolveOptions) -> Key {
-        let plain = SolveOptions { start: None, time_limit: Duration::ZERO, ..options.clone() };
-        let options = format!("optpipe {} {plain:?}", env!("CARGO_PKG_VERSION"));
+        let plain = SolveOptions { start: None, start_method: None, time_limit: Duration::ZERO, ..options.clone() };
+        // Another build may find better schedules, and bounds of one with a mistake must not outlive it.
+        let options = format!("solver {} {plain:?}", optpipe_solver::SOURCE);
         let problem = serde_json::to_string(&normal.problem).unwrap_or_default();
         Key {
             name: format!("{:016x}", fingerprint(&[options.as_bytes(), problem.as_bytes()])),
@@ -102,38 +92,67 @@ impl Cache {
     /// The entry of a key and its problem; a different problem under the same name is no hit.
     fn exact(&self, key: &Key, normal: &Normal) -> Option<Entry> {
         let path = self.path(key);
-        let entry = read(&path)?;
-        if entry.options != key.options || entry.problem != normal.problem {
+        let opened = Opened::open(&path)?;
+        if opened.head.options != key.options || opened.head.problem != normal.problem {
             return None;
         }
+        let entry = opened.entry()?;
         // Used again: it is not the oldest any more. A folder that cannot be written is still read.
-        if let Ok(file) = std::fs::File::options().append(true).open(&path) {
+        if let Ok(file) = File::options().append(true).open(&path) {
             let _ = file.set_modified(SystemTime::now());
         }
         Some(entry)
     }
 
-    /// Entries of the same shape, the newest first.
-    fn near(&self, key: &Key) -> Vec<Entry> {
+    /// Entries of the same shape whose times differ by at most this share, the nearest first, of equals
+    /// the newest.
+    fn near(&self, key: &Key, normal: &Normal, tolerance: f64) -> Vec<Opened> {
         let prefix = format!("{}-", key.shape);
         let mut files = self.files();
         files.retain(|file| file.name.starts_with(&prefix) && file.name.ends_with(".entry"));
         files.sort_by_key(|file| std::cmp::Reverse(file.modified));
         files.truncate(MOST_NEAR);
-        files.iter().filter_map(|file| read(&self.folder.join(&file.name))).collect()
+        let opened = files.iter().filter_map(|file| Opened::open(&self.folder.join(&file.name)));
+        let mut near: Vec<(f64, Opened)> = opened
+            // Two shapes may have one fingerprint.
+            .filter(|opened| normal.has_shape_of(&opened.head.problem))
+            .filter_map(|opened| Some((normal.distance(&opened.head.problem)?, opened)))
+            .filter(|(distance, _)| *distance <= tolerance)
+            .collect();
+        near.sort_by(|a, b| a.0.total_cmp(&b.0));
+        near.into_iter().map(|(_, opened)| opened).collect()
     }
 
     /// Stores an entry and removes the oldest ones where there are too many.
     fn store(&self, key: &Key, entry: &Entry) {
-        let Ok(body) = serde_json::to_string(entry) else { return };
-        if body.len() as u64 > MOST_BYTES / 4 {
-            tracing::debug!("cache: {} bytes are too many for an entry", body.len());
-            return;
-        }
-        let text = format!("{MAGIC}{:016x}\n{body}", fingerprint(&[body.as_bytes()]));
+        let Some(text) = entry.text() else { return };
         match file::write_text(&self.path(key), &text) {
             Ok(()) => self.evict(MOST_BYTES, MOST_ENTRIES),
             Err(e) => tracing::debug!("cache: not stored: {e}"),
+        }
+    }
+
+    /// Keeps other processes from storing until it is dropped. `None`, after a second, where another one
+    /// does not let go or the file system has no locks: entries stay whole without it, and only what two
+    /// processes find at the same instant may be lost.
+    fn lock(&self) -> Option<File> {
+        // Beside the entries, so that their folder has nothing else.
+        let path = self.folder.with_extension("lock");
+        let opened = std::fs::create_dir_all(&self.folder)
+            .and_then(|()| File::options().create(true).truncate(false).write(true).open(&path));
+        let file = opened.inspect_err(|e| tracing::debug!("cache: no lock: {e}")).ok()?;
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Some(file),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_WAIT => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(e) => {
+                    tracing::debug!("cache: no lock: {e}");
+                    return None;
+                }
+            }
         }
     }
 
@@ -175,24 +194,6 @@ struct Stored {
     name: String,
     bytes: u64,
     modified: SystemTime,
-}
-
-/// An entry; `None`, with a message for `OPTPIPE_LOG=debug`, for anything that is none.
-fn read(path: &Path) -> Option<Entry> {
-    if !path.exists() {
-        return None;
-    }
-    let ignored = |why: &str| tracing::debug!("cache: {} is ignored: {why}", path.display());
-    let text = file::read_text(path).inspect_err(|e| ignored(&e.to_string())).ok()?;
-    let Some((head, body)) = text.split_once('\n') else {
-        ignored("it has no second line");
-        return None;
-    };
-    if head.strip_prefix(MAGIC) != Some(&format!("{:016x}", fingerprint(&[body.as_bytes()]))) {
-        ignored("it is damaged, or not an entry");
-        return None;
-    }
-    serde_json::from_str(body).inspect_err(|e| ignored(&e.to_string())).ok()
 }
 
 /// Where this user's cache is, by the environment: as the XDG base directory specification has it on

@@ -4,7 +4,12 @@
 //! at most what all activations together take; channels are numbered in the order in which devices name
 //! them; sends within a device are 0. A schedule of one problem, its times multiplied, is a schedule of
 //! every problem with the same normal form.
+//!
+//! Where the period is the objective, times stay as they are: the least makespan is a sum of times and so
+//! a multiple of what divides them all, the least period is the mean over a cycle of devices and need not
+//! be one, so that a problem with all times doubled may have a period of less than twice.
 
+use optpipe_solver::objective::Objective;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::Schedule;
 
@@ -13,7 +18,7 @@ use optpipe_solver::schedule::Schedule;
 pub struct Normal {
     /// The problem; its `static` is 0.
     pub problem: Problem,
-    /// What its times are multiplied with to get the original ones, ns.
+    /// What its times are multiplied with to get the original ones, ns; 1 for the period.
     pub unit_ns: i64,
 }
 
@@ -23,8 +28,8 @@ fn gcd(a: i64, b: i64) -> i64 {
 }
 
 impl Normal {
-    /// The normal form of a problem that has passed its checks and is feasible.
-    pub fn of(problem: &Problem) -> Normal {
+    /// The normal form, for an objective, of a problem that has passed its checks and is feasible.
+    pub fn of(problem: &Problem, objective: Objective) -> Normal {
         let mut p = problem.clone();
         for s in 0..p.stages() - 1 {
             if p.placement[s] == p.placement[s + 1] {
@@ -41,7 +46,10 @@ impl Normal {
             &mut t.offload,
             &mut t.reload,
         ];
-        let unit_ns = divide(times).max(1);
+        let unit_ns = match objective {
+            Objective::Makespan => divide(times).max(1),
+            Objective::Period => 1,
+        };
 
         for d in 0..p.devices {
             let all: i64 = p.stages_of(d).map(|s| p.bytes.activation[s]).sum::<i64>() * p.microbatches as i64;
@@ -72,6 +80,17 @@ impl Normal {
             (p.devices, &p.placement, p.microbatches, p.split_backward, &p.offload_channel, &p.reload_channel)
         );
         fingerprint(&[shape.as_bytes()])
+    }
+
+    /// Whether a problem in normal form shares all that [`shape`](Normal::shape) is made of.
+    pub fn has_shape_of(&self, other: &Problem) -> bool {
+        let p = &self.problem;
+        p.devices == other.devices
+            && p.placement == other.placement
+            && p.microbatches == other.microbatches
+            && p.split_backward == other.split_backward
+            && p.offload_channel == other.offload_channel
+            && p.reload_channel == other.reload_channel
     }
 
     /// A schedule of the normal form as one of the original problem; `None` where times overflow.

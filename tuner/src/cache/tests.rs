@@ -2,15 +2,19 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use optpipe_configs::file;
 use optpipe_solver::check::check;
+use optpipe_solver::method::Method;
+use optpipe_solver::objective::Objective;
 use optpipe_solver::problem::Problem;
-use optpipe_solver::solve::SolveOptions;
+use optpipe_solver::solve::{Solution, StopReason};
 use proptest::prelude::*;
 
+use super::entry::signed;
+use super::solve::{Stored as Found, User};
 use super::*;
 
 fn instance(name: &str) -> Problem {
@@ -20,6 +24,10 @@ fn instance(name: &str) -> Problem {
 
 fn options(time_limit_ms: u64) -> SolveOptions {
     SolveOptions { time_limit: Duration::from_millis(time_limit_ms), ..SolveOptions::default() }
+}
+
+fn normal(problem: &Problem) -> Normal {
+    Normal::of(problem, Objective::Makespan)
 }
 
 fn solved(problem: &Problem, options: &SolveOptions, cache: &Cache) -> (Solution, Option<Hit>) {
@@ -63,7 +71,7 @@ fn what_changes_no_schedule_changes_no_normal_form() {
     for name in ["a_spec_example", "f_p3m5_half_duplex", "h_p2v2m4_interleaved"] {
         let problem = instance(name);
         let other = disguised(&problem, 11, 5, 100);
-        assert_eq!(Normal::of(&problem).problem, Normal::of(&other).problem, "{name}");
+        assert_eq!(normal(&problem).problem, normal(&other).problem, "{name}");
         let cache = Cache::new(folder.path());
         let (first, hit) = solved(&problem, &options(500), &cache);
         assert_eq!(hit, None);
@@ -71,10 +79,10 @@ fn what_changes_no_schedule_changes_no_normal_form() {
         assert_eq!(hit, Some(Hit::Exact), "{name}");
         assert_eq!((again.makespan_ns, again.bound_ns), (11 * first.makespan_ns, 11 * first.bound_ns));
         let mut tighter = problem.clone();
-        let room: i64 = Normal::of(&problem).problem.bytes.capacity[0];
+        let room: i64 = normal(&problem).problem.bytes.capacity[0];
         assert!(room > 1);
         tighter.bytes.capacity[0] -= 1;
-        if tighter.feasible().is_ok() && Normal::of(&tighter).problem != Normal::of(&problem).problem {
+        if tighter.feasible().is_ok() && normal(&tighter).problem != normal(&problem).problem {
             assert_ne!(solved(&tighter, &options(100), &cache).1, Some(Hit::Exact), "{name}");
         }
     }
@@ -85,9 +93,9 @@ proptest! {
 
     #[test]
     fn normal_forms_are_their_own(time in 1_i64..50, bytes in 1_i64..50, more in 0_i64..1000) {
-        let normal = Normal::of(&disguised(&instance("k_p2v2m3_offload_required"), time, bytes, more));
-        prop_assert_eq!(&Normal::of(&normal.problem).problem, &normal.problem);
-        prop_assert_eq!(normal.problem, Normal::of(&instance("k_p2v2m3_offload_required")).problem);
+        let form = normal(&disguised(&instance("k_p2v2m3_offload_required"), time, bytes, more));
+        prop_assert_eq!(&normal(&form.problem).problem, &form.problem);
+        prop_assert_eq!(form.problem, normal(&instance("k_p2v2m3_offload_required")).problem);
     }
 }
 
@@ -106,8 +114,129 @@ fn an_unproven_hit_is_improved_when_there_is_more_time() {
     assert_eq!((hit, stored.makespan_ns), (Some(Hit::Exact), longer.makespan_ns));
     // Another seed is another solve, which starts from what is known.
     let (other, hit) = solved(&problem, &SolveOptions { seed: 5, ..options(50) }, &cache);
-    assert_eq!(hit, Some(Hit::Near));
+    assert_eq!(hit, Some(Hit::OtherOptions));
     assert!(other.makespan_ns <= longer.makespan_ns);
+    // A method by name shows what it can do itself.
+    let search = SolveOptions { method: Method::Search, ..options(50) };
+    assert_eq!(solved(&problem, &search, &cache).1, None);
+    assert_eq!(solved(&problem, &search, &cache).1, Some(Hit::Exact));
+}
+
+#[test]
+fn an_exact_hit_tells_how_it_was_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path());
+    let problem = instance("k_p2v2m3_offload_required");
+    let (first, _) = solved(&problem, &options(500), &cache);
+    assert!(!first.parts.is_empty() && !first.trace.is_empty());
+    assert_eq!(solved(&problem, &options(500), &cache), (first.clone(), Some(Hit::Exact)));
+    // In other units these numbers would be wrong.
+    let (other, hit) = solved(&disguised(&problem, 3, 1, 0), &options(500), &cache);
+    assert_eq!((hit, other.makespan_ns), (Some(Hit::Exact), 3 * first.makespan_ns));
+    assert!(other.parts.is_empty() && other.trace.is_empty() && other.milp.is_none());
+}
+
+#[test]
+fn a_period_is_not_proven_by_that_of_a_multiple() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path());
+    let period = SolveOptions { objective: Objective::Period, ..options(300) };
+    for name in ["a_spec_example", "b_p3m6_free_memory", "k_p2v2m3_offload_required"] {
+        let problem = instance(name);
+        let doubled = disguised(&problem, 2, 1, 0);
+        assert_eq!(Normal::of(&doubled, Objective::Period).unit_ns, 1);
+        let (first, _) = solved(&problem, &period, &cache);
+        assert_eq!(solved(&problem, &period, &cache).1, Some(Hit::Exact), "{name}");
+        let (alone, _) = solve(&doubled, &period, None, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+        let (beside, hit) = solved(&doubled, &period, &cache);
+        assert_ne!(hit, Some(Hit::Exact), "{name}");
+        assert!(beside.bound_ns <= alone.period_ns && beside.period_ns <= 2 * first.period_ns, "{name}");
+    }
+}
+
+/// What is stored for a problem under these options.
+fn stored(problem: &Problem, options: &SolveOptions, cache: &Cache) -> Found {
+    let user = User { problem, options, cache, normal: normal(problem) };
+    user.stored(&Key::new(&user.normal, options)).unwrap()
+}
+
+#[test]
+fn what_two_find_at_once_is_merged() {
+    let problem = instance("n_p4m8_real_60");
+    let never = AtomicBool::new(false);
+    let options = options(300);
+    let (good, _) = solve(&problem, &options, None, &mut |_| {}, &never).unwrap();
+    let poor = SolveOptions { method: Method::Gpipe, ..options.clone() };
+    let (poor, _) = solve(&problem, &poor, None, &mut |_| {}, &never).unwrap();
+    assert!(good.makespan_ns < poor.makespan_ns && good.bound_ns > 1);
+    // One has the better schedule, one the better bound, one the longer limit.
+    let all = [
+        Found { solution: Solution { bound_ns: 1, proven: false, ..good.clone() }, time_limit_ns: 20 },
+        Found { solution: Solution { bound_ns: good.bound_ns, ..poor.clone() }, time_limit_ns: 0 },
+        Found { solution: Solution { bound_ns: 1, ..poor }, time_limit_ns: 300 },
+    ];
+    for _ in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(folder.path());
+        let together = Barrier::new(all.len());
+        std::thread::scope(|scope| {
+            for found in &all {
+                scope.spawn(|| {
+                    let user = User { problem: &problem, options: &options, cache: &cache, normal: normal(&problem) };
+                    let key = Key::new(&user.normal, &options);
+                    together.wait();
+                    user.store(&key, found.clone());
+                });
+            }
+        });
+        let merged = stored(&problem, &options, &cache);
+        assert_eq!(merged.solution.schedule, good.schedule);
+        assert_eq!((merged.solution.bound_ns, merged.time_limit_ns), (good.bound_ns, 300));
+    }
+}
+
+#[test]
+fn a_solve_that_is_cut_short_takes_nothing_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path());
+    let problem = instance("n_p4m8_real_60");
+    let (first, _) = solved(&problem, &options(200), &cache);
+    assert!(!first.proven);
+    let before = stored(&problem, &options(200), &cache);
+    let cancelled = AtomicBool::new(true);
+    let (short, hit) = solve(&problem, &options(60_000), Some(&cache), &mut |_| {}, &cancelled).unwrap();
+    assert_eq!((hit, short.stop), (Some(Hit::Shorter), StopReason::Cancelled));
+    assert!(short.makespan_ns <= first.makespan_ns && short.bound_ns >= first.bound_ns);
+    let after = stored(&problem, &options(200), &cache);
+    assert_eq!(after.time_limit_ns, before.time_limit_ns);
+    assert!(after.solution.makespan_ns <= first.makespan_ns && after.solution.bound_ns >= first.bound_ns);
+}
+
+#[test]
+fn a_callers_start_keeps_its_name_and_is_never_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path());
+    let problem = instance("n_p4m8_real_60");
+    let never = AtomicBool::new(false);
+    let (good, _) = solve(&problem, &options(500), None, &mut |_| {}, &never).unwrap();
+    // Found within this limit, but nearly at once.
+    let cancelled = AtomicBool::new(true);
+    let poor = SolveOptions { method: Method::Gpipe, ..options(0) };
+    let (poor, _) = solve(&problem, &poor, None, &mut |_| {}, &cancelled).unwrap();
+    assert!(good.makespan_ns < poor.makespan_ns);
+    let limit = options(50);
+    let user = User { problem: &problem, options: &limit, cache: &cache, normal: normal(&problem) };
+    user.store(&Key::new(&user.normal, &limit), Found { solution: poor, time_limit_ns: u64::MAX });
+    assert_eq!(solved(&problem, &limit, &cache).1, Some(Hit::Exact));
+    let start = Some(good.schedule.clone());
+    let start = SolveOptions { start, start_method: Some("mine".to_owned()), ..limit.clone() };
+    // Told to stop at once, the solver has nothing but the start.
+    let (better, hit) = solve(&problem, &start, Some(&cache), &mut |_| {}, &cancelled).unwrap();
+    assert_eq!((hit, better.method.as_str()), (None, "mine"));
+    assert!(better.makespan_ns <= good.makespan_ns);
+    let (again, hit) = solved(&problem, &limit, &cache);
+    assert_eq!((hit, again.method.as_str()), (Some(Hit::Exact), "mine"));
+    assert_eq!(again.makespan_ns, better.makespan_ns);
 }
 
 #[test]
@@ -150,14 +279,22 @@ fn damaged_and_foreign_files_are_no_entries() {
     let good = std::fs::read_to_string(&path).unwrap();
     let bound = good.replace("\"bound_ns\":101", "\"bound_ns\":999");
     assert_ne!(bound, good);
-    // A bound above the makespan is a lie even where the fingerprint holds.
-    let body = bound.split_once('\n').unwrap().1;
-    let signed = format!("{MAGIC}{:016x}\n{body}", fingerprint(&[body.as_bytes()]));
-    for damaged in ["", "x", &good[..good.len() / 2], &bound, &signed, "{\"options\": 1}\n{}"] {
-        std::fs::write(&path, damaged).unwrap();
+    // What is signed may still be wrong: a bound above the makespan, ops and devices that there are not.
+    let mut lines = good.lines().skip(1);
+    let (head, body) = (lines.next().unwrap(), lines.next().unwrap());
+    let lie = body.replace("\"bound_ns\":101", "\"bound_ns\":999");
+    let stranger = body.replacen("\"stage\":0", "\"stage\":77", 1);
+    let misplaced = head.replacen("\"placement\":[0", "\"placement\":[9", 1);
+    let shorter = head.replacen("\"offload_channel\":[", "\"offload_channel\":[5,5,5,", 1);
+    assert!(lie != body && stranger != body && misplaced != head && shorter != head);
+    let lying = signed(head, &lie);
+    let foreign = [signed(head, &stranger), signed(&misplaced, body), signed(&shorter, body), signed(body, head)];
+    let damaged = [String::new(), "x".to_owned(), good[..good.len() / 2].to_owned(), bound, "{}\n{}".to_owned()];
+    for text in damaged.iter().chain(&foreign).chain([&lying]) {
+        std::fs::write(&path, text).unwrap();
         let (again, hit) = solved(&problem, &options(500), &cache);
         // The order of the lying entry is still an order; it is simulated, and its claims are not used.
-        assert!(hit.is_none() || hit == Some(Hit::Near) && damaged == signed, "{hit:?}");
+        assert!(hit.is_none() || hit == Some(Hit::OtherOptions) && *text == lying, "{hit:?}");
         assert_eq!((again.makespan_ns, again.bound_ns), (first.makespan_ns, first.bound_ns));
     }
     std::fs::write(&path, b"\xff\xfe").unwrap();

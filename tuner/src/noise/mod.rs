@@ -8,6 +8,8 @@
 mod replay;
 
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use optpipe_configs::hardware::Link;
 use optpipe_configs::profile::{LayerProfile, Sample};
@@ -155,36 +157,80 @@ pub struct Percentiles {
 const MOST_DRAWS: usize = 200;
 /// The fewest.
 const LEAST_DRAWS: usize = 20;
-/// About so many ops are replayed for one schedule.
-const OPS: usize = 4_000_000;
+/// About so many stage-microbatch pairs are replayed for one schedule.
+const PAIRS: usize = 4_000_000;
+/// About the time that the replay of a pair takes on one core.
+const PAIR_TIME: Duration = Duration::from_micros(1);
 
-/// How many draws [`evaluate`] makes for a problem: 200, fewer above 20,000 stage-microbatch pairs, never
-/// below 20.
+/// How many draws [`evaluate`] makes for a problem, if it has the time: 200, fewer above 20,000
+/// stage-microbatch pairs, never below 20.
 pub fn draws(problem: &Problem) -> usize {
-    (OPS / (problem.stages() * problem.microbatches).max(1)).clamp(LEAST_DRAWS, MOST_DRAWS)
+    (PAIRS / pairs(problem)).clamp(LEAST_DRAWS, MOST_DRAWS)
+}
+
+/// About the time that [`evaluate`] takes for so many schedules.
+pub fn time(problem: &Problem, schedules: usize) -> Duration {
+    let pairs = draws(problem).saturating_mul(pairs(problem)).saturating_mul(schedules);
+    PAIR_TIME.saturating_mul(u32::try_from(pairs).unwrap_or(u32::MAX))
+}
+
+fn pairs(problem: &Problem) -> usize {
+    (problem.stages() * problem.microbatches).max(1)
+}
+
+/// What [`evaluate`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evaluated {
+    /// Draws of all op times that every schedule was replayed with.
+    pub draws: usize,
+    /// By schedule. `None` where there were no draws, or one in which the schedule got stuck, as no legal
+    /// one does.
+    pub percentiles: Vec<Option<Percentiles>>,
 }
 
 /// The step times of every schedule over the same draws; the same seed gives the same numbers. Schedules
-/// must be legal.
-pub fn evaluate(problem: &Problem, schedules: &[&Schedule], spreads: &Spreads, seed: u64) -> Vec<Percentiles> {
-    let replays: Vec<Replay<'_>> =
-        schedules.iter().map(|schedule| Replay::new(problem, &Order::of(problem, schedule))).collect();
-    let mut times: Vec<Vec<i64>> = vec![Vec::new(); replays.len()];
-    let mut rng = Pcg64Mcg::seed_from_u64(seed);
-    for _ in 0..draws(problem) {
-        let drawn = spreads.draw(problem, &mut rng);
-        for (replay, times) in replays.iter().zip(&mut times) {
-            times.push(replay.makespan(&drawn));
+/// must be legal. The deadline ends it after the first draw at the earliest, `cancel` even before.
+pub fn evaluate(
+    problem: &Problem,
+    schedules: &[&Schedule],
+    spreads: &Spreads,
+    seed: u64,
+    deadline: Instant,
+    cancel: &AtomicBool,
+) -> Evaluated {
+    let mut times: Vec<Vec<Option<i64>>> = vec![Vec::new(); schedules.len()];
+    let mut made = 0;
+    let stopped = |made: usize| cancel.load(Ordering::SeqCst) || (made > 0 && Instant::now() >= deadline);
+    let mut replays: Vec<Replay<'_>> = Vec::with_capacity(schedules.len());
+    for schedule in schedules {
+        if stopped(made) {
+            return Evaluated { draws: made, percentiles: vec![None; schedules.len()] };
         }
+        replays.push(Replay::new(problem, &Order::of(problem, schedule)));
     }
-    times
-        .into_iter()
-        .map(|mut times| {
-            times.sort_unstable();
-            let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
-            Percentiles { p50_ns: at(0.5), p90_ns: at(0.9) }
-        })
-        .collect()
+    let mut rng = Pcg64Mcg::seed_from_u64(seed);
+    'draws: while made < draws(problem) && !stopped(made) {
+        let drawn = spreads.draw(problem, &mut rng);
+        let mut steps = Vec::with_capacity(replays.len());
+        for replay in &replays {
+            // A draw that not all schedules had is left out, so that they remain comparable.
+            if stopped(made) {
+                break 'draws;
+            }
+            steps.push(replay.makespan(&drawn));
+        }
+        times.iter_mut().zip(steps).for_each(|(times, step)| times.push(step));
+        made += 1;
+    }
+    let percentiles = times.into_iter().map(|times| percentiles(times.into_iter().collect::<Option<_>>()?)).collect();
+    Evaluated { draws: made, percentiles }
+}
+
+/// `None` of no times.
+fn percentiles(mut times: Vec<i64>) -> Option<Percentiles> {
+    times.sort_unstable();
+    let at = |share: f64| times.get((times.len().checked_sub(1)? as f64 * share).round() as usize).copied();
+    Some(Percentiles { p50_ns: at(0.5)?, p90_ns: at(0.9)? })
 }
 
 #[cfg(test)]

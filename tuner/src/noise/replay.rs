@@ -119,9 +119,9 @@ impl<'a> Replay<'a> {
         super::KINDS[op as usize / (self.problem.microbatches * self.problem.stages())]
     }
 
-    /// The step's length when ops take these times. A legal schedule's order always comes to its end:
-    /// what an allocation waits for never waits for it, whatever the times.
-    pub(super) fn makespan(&self, times: &[i64]) -> i64 {
+    /// The step's length when ops take these times; `None` where the order gets stuck. A legal schedule's
+    /// order always comes to its end: what an allocation waits for never waits for it, whatever the times.
+    pub(super) fn makespan(&self, times: &[i64]) -> Option<i64> {
         let p = self.problem;
         let mut step = Step {
             end: vec![None; times.len()],
@@ -143,7 +143,10 @@ impl<'a> Replay<'a> {
                     }
                 }
             }
-            let Some(Reverse((time, ..))) = step.events.peek().copied() else { return makespan };
+            let Some(Reverse((time, ..))) = step.events.peek().copied() else {
+                let ended = self.queues.iter().zip(&step.next).all(|(queue, &next)| next == queue.len());
+                return ended.then_some(makespan);
+            };
             now = time;
             while let Some(Reverse((_, queue, op))) = step.events.peek().copied().filter(|x| x.0.0 == now) {
                 step.events.pop();

@@ -43,7 +43,7 @@ fn without_noise_a_replay_takes_what_the_schedule_takes() {
             let schedule = schedule(&problem, method);
             let order = Order::of(&problem, &schedule);
             let simulated = simulate(&problem, &order).unwrap().schedule.makespan_ns;
-            let replayed = Replay::new(&problem, &order).makespan(&exact_times(&problem));
+            let replayed = Replay::new(&problem, &order).makespan(&exact_times(&problem)).unwrap();
             // Memory may come free in another order than the simulator counts on, never later.
             assert!(replayed <= simulated, "{name}, {method}: {replayed} after {simulated}");
             assert!(replayed >= optpipe_solver::bound::lower_bound(&problem), "{name}, {method}");
@@ -67,14 +67,13 @@ fn any_times_come_to_an_end() {
                     |kind: usize, s: usize, j: usize| times[(kind * problem.stages() + s) * problem.microbatches + j];
                 stages.map(|(s, j)| at(0, s, j) + at(1, s, j) + at(2, s, j)).sum::<i64>()
             });
-            let makespan = replay.makespan(&times);
-            // A replay that stops before its end would be shorter than its busiest device.
+            let makespan = replay.makespan(&times).expect("comes to its end");
             assert!(makespan >= busiest.max().unwrap_or(0), "{name}: {ops} ops");
             let doubled: Vec<i64> = times.iter().map(|time| 2 * time).collect();
             let mut hops = problem.clone();
             hops.time_ns.send_forward.iter_mut().chain(&mut hops.time_ns.send_backward).for_each(|x| *x *= 2);
             let twice = Replay::new(&hops, &Order::of(&problem, &schedule)).makespan(&doubled);
-            assert_eq!(twice, 2 * makespan, "{name}: all times doubled double the step");
+            assert_eq!(twice, Some(2 * makespan), "{name}: all times doubled double the step");
         }
     }
 }
@@ -85,19 +84,52 @@ fn no_spread_is_no_noise_and_more_spread_is_more() {
     let schedule = textbook::schedule(&problem, Method::OneFOneB).unwrap();
     let none =
         Spreads { parts: KINDS.map(|_| vec![vec![Part { low: 1.0, median: 1.0, high: 1.0 }]; problem.stages()]) };
-    let still = evaluate(&problem, &[&schedule], &none, 0)[0];
+    let evaluate = |schedules: &[&Schedule], spreads: &Spreads, seed| {
+        let evaluated = evaluate(&problem, schedules, spreads, seed, later(), &AtomicBool::new(false));
+        assert_eq!(evaluated.draws, draws(&problem));
+        evaluated.percentiles.into_iter().map(Option::unwrap).collect::<Vec<_>>()
+    };
+    let still = evaluate(&[&schedule], &none, 0)[0];
     assert_eq!((still.p50_ns, still.p90_ns), (schedule.makespan_ns, schedule.makespan_ns));
     let width = |share: f64| {
-        let found = evaluate(&problem, &[&schedule], &Spreads::share(&problem, share), 0)[0];
+        let found = evaluate(&[&schedule], &Spreads::share(&problem, share), 0)[0];
         assert!(found.p50_ns <= found.p90_ns);
         found.p90_ns - schedule.makespan_ns
     };
     assert!(width(0.02) > 0 && width(0.5) > width(0.1) && width(0.1) > width(0.02));
-    let twice = [0, 1].map(|_| evaluate(&problem, &[&schedule], &Spreads::share(&problem, 0.2), 3));
+    let twice = [0, 1].map(|_| evaluate(&[&schedule], &Spreads::share(&problem, 0.2), 3));
     assert_eq!(twice[0], twice[1], "the same seed, the same draws");
     // Common random numbers: equal schedules have equal percentiles.
-    let pair = evaluate(&problem, &[&schedule, &schedule], &Spreads::share(&problem, 0.2), 3);
+    let pair = evaluate(&[&schedule, &schedule], &Spreads::share(&problem, 0.2), 3);
     assert_eq!(pair[0], pair[1]);
+}
+
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+#[test]
+fn an_order_that_gets_stuck_has_no_length() {
+    let (_, problem) = instances().into_iter().find(|(name, _)| name.contains("b_p3m6")).unwrap();
+    let mut order = Order::of(&problem, &schedule(&problem, Method::AdaptiveOffload));
+    assert!(Replay::new(&problem, &order).makespan(&exact_times(&problem)).is_some());
+    // The first device waits for a gradient before it has sent anything, the others for its activations.
+    let backward = order.devices[0].iter().position(|op| op.kind == OpKind::B).unwrap();
+    let op = order.devices[0].remove(backward);
+    order.devices[0].insert(0, op);
+    assert_eq!(Replay::new(&problem, &order).makespan(&exact_times(&problem)), None);
+}
+
+#[test]
+fn a_deadline_leaves_one_draw_and_a_user_who_stops_none() {
+    let (_, problem) = instances().into_iter().find(|(name, _)| name.contains("b_p3m6")).unwrap();
+    let schedule = schedule(&problem, Method::AdaptiveOffload);
+    let (two, spreads) = ([&schedule, &schedule], Spreads::share(&problem, 0.2));
+    let late = evaluate(&problem, &two, &spreads, 0, Instant::now(), &AtomicBool::new(false));
+    assert_eq!(late.draws, 1);
+    assert!(late.percentiles.iter().all(|x| x.is_some_and(|x| x.p50_ns == x.p90_ns)));
+    let stopped = evaluate(&problem, &two, &spreads, 0, later(), &AtomicBool::new(true));
+    assert_eq!(stopped, Evaluated { draws: 0, percentiles: vec![None, None] });
 }
 
 #[test]

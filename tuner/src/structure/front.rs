@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use optpipe_solver::bound::lower_bound;
 use optpipe_solver::method::Method;
 use optpipe_solver::problem::Problem;
-use optpipe_solver::schedule::Schedule;
 use optpipe_solver::solve::Solution;
 
 use super::candidates::{Candidate, State, needed_bytes};
@@ -43,8 +42,7 @@ impl Search<'_> {
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(capacities.len() - done).unwrap_or(u32::MAX);
             // What the search itself found takes part wherever it fits.
-            let known =
-                [before.as_ref().map(|best| (best.candidate, &best.solution.schedule)), found(candidates, chosen)];
+            let known = [before.as_ref().map(|best| (best.candidate, &best.solution)), found(candidates, chosen)];
             let Some(best) = self.point(candidates, capacity, &known, share)? else {
                 points.push(FrontPoint::infeasible(capacity));
                 continue;
@@ -61,7 +59,7 @@ impl Search<'_> {
         &self,
         candidates: &[Candidate],
         capacity: &[i64],
-        known: &[Option<(usize, &Schedule)>],
+        known: &[Option<(usize, &Solution)>],
         time: Duration,
     ) -> Result<Option<Best>> {
         let deadline = Instant::now() + time;
@@ -71,10 +69,10 @@ impl Search<'_> {
                 *best = Some(Best { candidate, solution });
             }
         };
-        for &(i, schedule) in known.iter().flatten() {
+        for &(i, solution) in known.iter().flatten() {
             let problem = at(&candidates[i], capacity);
-            if problem.feasible().is_ok() && optpipe_solver::check::check(&problem, schedule).is_legal() {
-                offer(&mut best, i, self.solve(&problem, Method::AdaptiveOffload, time / 8, Some(schedule))?);
+            if problem.feasible().is_ok() && optpipe_solver::check::check(&problem, &solution.schedule).is_legal() {
+                offer(&mut best, i, self.solve(&problem, Method::AdaptiveOffload, time / 8, Some(solution))?);
             }
         }
         // Of each layout and size the first split that fits here; candidates stand in that order.
@@ -106,22 +104,19 @@ impl Search<'_> {
             && !self.over(deadline)
         {
             let left = deadline.saturating_duration_since(Instant::now());
-            let (candidate, found_by) = (*candidate, solution.method.clone());
+            let candidate = *candidate;
             let problem = at(&candidates[candidate], capacity);
-            let mut improved = self.solve(&problem, Method::Search, left, Some(&solution.schedule))?;
-            if improved.method == "start" {
-                improved.method = found_by;
-            }
+            let improved = self.solve(&problem, Method::Search, left, Some(solution))?;
             best = Some(Best { candidate, solution: improved });
         }
         Ok(best)
     }
 }
 
-/// The schedule that the search chose.
-fn found(candidates: &[Candidate], chosen: usize) -> Option<(usize, &Schedule)> {
+/// The solution that the search chose.
+fn found(candidates: &[Candidate], chosen: usize) -> Option<(usize, &Solution)> {
     match &candidates[chosen].state {
-        State::Solved(solution) => Some((chosen, &solution.schedule)),
+        State::Solved(solution) => Some((chosen, solution)),
         State::Unsolved => None,
     }
 }

@@ -108,16 +108,12 @@ impl Search<'_> {
             let solution = {
                 let start = match &candidates[i].state {
                     State::Solved(solution) if solution.proven => continue,
-                    State::Solved(solution) => Some(&solution.schedule),
+                    State::Solved(solution) => Some(&**solution),
                     State::Unsolved => None,
                 };
                 self.solve(candidates[i].problem(), method, share, start)?
             };
-            let found_by = match &candidates[i].state {
-                State::Solved(before) if solution.method == "start" => before.method.clone(),
-                _ => solution.method.clone(),
-            };
-            candidates[i].take(optpipe_solver::solve::Solution { method: found_by, ..solution });
+            candidates[i].take(solution);
         }
         Ok(())
     }

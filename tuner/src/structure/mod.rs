@@ -24,7 +24,6 @@ use optpipe_configs::job::Job;
 use optpipe_configs::model::Model;
 use optpipe_solver::method::Method;
 use optpipe_solver::problem::Problem;
-use optpipe_solver::schedule::Schedule;
 use optpipe_solver::solve::{Solution, SolveOptions, solve};
 
 use crate::cache::{self, Cache};
@@ -134,7 +133,7 @@ impl Search<'_> {
         problem: &Problem,
         method: Method,
         time_limit: Duration,
-        start: Option<&Schedule>,
+        start: Option<&Solution>,
     ) -> Result<Solution> {
         let iterations = Some(self.job.solver.iterations).filter(|&n| n > 0);
         let options = SolveOptions {
@@ -142,7 +141,8 @@ impl Search<'_> {
             // By iterations the clock decides nothing.
             time_limit: if iterations.is_some() { self.time_limit } else { time_limit },
             seed: self.job.solver.seed,
-            start: start.cloned(),
+            start: start.map(|solution| solution.schedule.clone()),
+            start_method: start.map(|solution| solution.method.clone()),
             iterations,
             ..SolveOptions::default()
         };

@@ -229,6 +229,7 @@ impl Tuning<'_> {
             time_limit: self.job.time_limit().map_err(|invalid| Error::invalid("job", invalid))?,
             seed: self.job.solver.seed,
             start,
+            start_method: best.map(|best| best.round.method.clone()),
             iterations: Some(self.job.solver.iterations).filter(|&n| n > 0),
             ..SolveOptions::default()
         };
