@@ -196,7 +196,8 @@ fn init_writes_a_job_once() {
 fn schemas_are_printed_for_every_file() {
     let output = optpipe().arg("schema").output().expect("runs");
     let value = json(&output);
-    for kind in ["job", "hardware", "profile", "problem", "schedule", "measured", "round", "summary", "tune"] {
+    for kind in ["job", "hardware", "profile", "problem", "schedule", "measured", "round", "summary", "tune", "search"]
+    {
         assert!(value[kind]["$schema"].is_string(), "{kind}");
     }
     let one = optpipe().args(["schema", "problem"]).output().expect("runs");

@@ -29,6 +29,7 @@ enum File {
     Round,
     Summary,
     Tune,
+    Search,
 }
 
 fn schema(file: File) -> Schema {
@@ -41,6 +42,7 @@ fn schema(file: File) -> Schema {
         File::Measured => schema_for!(crate::measured::Measured),
         File::Round => schema_for!(crate::summary::Round),
         File::Summary => schema_for!(crate::summary::Summary),
+        File::Search => schema_for!(crate::structure::report::Report),
         File::Tune => schema_for!(crate::tune::folder::Marker),
     }
 }

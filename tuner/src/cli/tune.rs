@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use optpipe_configs::file;
 
 use super::input;
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -19,6 +20,7 @@ use crate::{table, text};
 #[command(after_help = "\
 The folder then holds schedule.yaml (the best measured schedule), problem.yaml, hardware.yaml,
 profile.yaml, summary.yaml, trace.json (ui.perfetto.dev), timeline.svg and rounds/NN/.
+What the job leaves `auto` is chosen before the first round, see `optpipe search`.
 Ctrl-C stops after writing the best so far; --resume goes on after that, or after a crash, with what
 the folder holds.
 
@@ -43,6 +45,9 @@ pub(super) struct Args {
     /// Remove the tune that the folder holds and start again
     #[arg(long)]
     force: bool,
+    /// Neither look for problems solved before nor remember these
+    #[arg(long)]
+    no_cache: bool,
     /// No progress on stderr
     #[arg(long, short)]
     quiet: bool,
@@ -52,7 +57,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let (job, model, named) = input::job(&args.job)?;
+    let (job, model, named) = input::open_job(&args.job)?;
     let hardware = match &args.hardware {
         Some(path) => Some(file::read_checked(path)?),
         None => named,
@@ -67,12 +72,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
     progress.line(&format!("{model}"));
+    let cache = if args.no_cache { None } else { Cache::of_user() };
     let mut machine = Local::new(&job, &model)?;
     let tuning = Tuning {
         job: &job,
         model: &model,
         hardware,
         profile,
+        cache: cache.as_ref(),
         folder: &folder,
         machine: &mut machine,
         progress: &progress,

@@ -165,8 +165,15 @@ impl Report {
             ));
         }
         if !self.front.is_empty() {
-            lines.push("\nThe shortest step found by memory:".to_owned());
-            let rows = self.front.iter().map(|point| {
+            lines.push("\nThe shortest step found by memory limit; limits between these gain nothing more:".to_owned());
+            // More memory that gains nothing is left out here.
+            let mut before = None;
+            let gains = self.front.iter().filter(|point| {
+                let gains = before != Some(point.makespan_ns);
+                before = Some(point.makespan_ns);
+                gains
+            });
+            let rows = gains.map(|point| {
                 let own = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
                 let mut row = vec![
                     largest(&point.capacity_bytes),

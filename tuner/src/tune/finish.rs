@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::summary::{Cost, Outcome, StopReason, Summary};
 
 /// What the files of the folder hold.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     ("schedule.yaml", "the best measured schedule"),
     ("problem.yaml", "the problem it solves"),
     ("hardware.yaml", "calibration of copies and devices"),
@@ -22,6 +22,7 @@ const FILES: [(&str, &str); 9] = [
     ("summary.yaml", "this summary"),
     ("trace.json", "predicted and measured, for Perfetto"),
     ("timeline.svg", "the schedule as a picture"),
+    ("structure/", "what the structure search looked at, and the layers at every microbatch size"),
     ("rounds/", "problem, schedule, measurement and record of each round"),
     ("comparison/", "the best schedule and the textbook ones, measured one after another"),
 ];

@@ -58,7 +58,7 @@ pub struct Folder {
 const MARKER: &str = "tune.yaml";
 const LOCK: &str = ".lock";
 /// What a tune writes, beside the marker and the lock. Folders end in a slash.
-const OURS: [&str; 9] = [
+const OURS: [&str; 10] = [
     "hardware.yaml",
     "profile.yaml",
     "problem.yaml",
@@ -66,6 +66,7 @@ const OURS: [&str; 9] = [
     "summary.yaml",
     "trace.json",
     "timeline.svg",
+    "structure/",
     "rounds/",
     "comparison/",
 ];
@@ -165,7 +166,7 @@ impl Folder {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 let (path, name) = (entry.path(), entry.file_name());
                 let name = name.to_string_lossy();
-                if name == "rounds" || name == "comparison" || folders_below(&path, &self.root) {
+                if name == "structure" || name == "rounds" || name == "comparison" || folders_below(&path, &self.root) {
                     if path.is_dir() {
                         folders.push(path);
                     }

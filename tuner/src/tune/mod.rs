@@ -1,8 +1,8 @@
 //! The loop: profile, solve, run, feed the measured times back, until throughput stops gaining.
 //!
 //! ```text
-//! calibrate ─ profile ─ plan ─┬─ solve ─ run ─ update times ─┐
-//!                             └──────────────────────────────┘ until a StopReason
+//! calibrate ─ profile ─ structure ─ plan ─┬─ solve ─ run ─ update times ─┐
+//!                                         └──────────────────────────────┘ until a StopReason
 //! textbook schedules ─ best measured schedule ─ summary, trace, timeline
 //! ```
 //!
@@ -15,6 +15,7 @@ pub mod machine;
 pub mod update;
 
 mod finish;
+mod structure;
 mod textbook;
 
 use std::path::Path;
@@ -31,8 +32,9 @@ use optpipe_solver::order::Order;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::{Schedule, ScheduleFile};
 use optpipe_solver::simulate::simulate;
-use optpipe_solver::solve::{Solution, SolveOptions, solve};
+use optpipe_solver::solve::{Solution, SolveOptions};
 
+use crate::cache::{self, Cache};
 use crate::error::{Error, Result};
 use crate::measured::Measured;
 use crate::plan::{self, Plan};
@@ -53,6 +55,8 @@ pub struct Tuning<'a> {
     pub hardware: Option<Hardware>,
     /// A profile given instead of profiling.
     pub profile: Option<Profile>,
+    /// Problems solved before.
+    pub cache: Option<&'a Cache>,
     /// Where everything is written.
     pub folder: &'a Folder,
     /// What measures and runs.
@@ -80,8 +84,25 @@ impl Tuning<'_> {
     /// schedule is a summary with [`StopReason::Interrupted`].
     pub fn run(mut self) -> Result<Summary> {
         let hardware = self.hardware()?;
+        let job = self.decided_job(&hardware)?;
+        let decided = Tuning {
+            job: &job,
+            model: self.model,
+            hardware: None,
+            profile: self.profile.take(),
+            cache: self.cache,
+            folder: self.folder,
+            machine: &mut *self.machine,
+            progress: self.progress,
+            cancel: self.cancel,
+        };
+        decided.rounds(&hardware)
+    }
+
+    /// The loop, for a job in which nothing is open.
+    fn rounds(mut self, hardware: &Hardware) -> Result<Summary> {
         let profile = self.profile()?;
-        let plan = plan::problem(&profile, &hardware, self.job, self.model)?;
+        let plan = plan::problem(&profile, hardware, self.job, self.model)?;
         self.progress.line(&describe(&plan));
         let mut rounds = self.finished_rounds()?;
         if !rounds.is_empty() {
@@ -103,7 +124,7 @@ impl Tuning<'_> {
         if rounds.is_empty() {
             return Err(Error::Interrupted(": nothing was measured yet; --resume goes on from here".to_owned()));
         }
-        self.finish(&hardware, &profile, &plan, rounds, stop)
+        self.finish(hardware, &profile, &plan, rounds, stop)
     }
 
     fn hardware(&mut self) -> Result<Hardware> {
@@ -236,7 +257,10 @@ impl Tuning<'_> {
         let mut on_event = |event: &optpipe_solver::solve::Event| {
             self.progress.update(&format!("round {number}: solving, {event}"));
         };
-        let mut solution = solve(problem, &options, &mut on_event, self.cancel)?;
+        let (mut solution, hit) = cache::solve(problem, &options, self.cache, &mut on_event, self.cancel)?;
+        if let Some(hit) = hit {
+            self.progress.line(&format!("round {number}: {hit}"));
+        }
         // Where nothing beat the schedule that the solver started from, what found that one is the answer.
         if let Some(best) = best.filter(|_| solution.method == "start") {
             solution.method.clone_from(&best.round.method);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use optpipe_configs::hardware::{Device, Hardware, Link};
-use optpipe_configs::job::{Job, MemoryLimit};
+use optpipe_configs::job::{Batch, Count, Job, MemoryLimit};
 use optpipe_configs::model::Model;
 use optpipe_configs::profile::{LayerBytes, LayerKind, LayerProfile, Profile, Sample};
 use optpipe_solver::order::Order;
@@ -102,7 +102,7 @@ impl Machine for MadeUp<'_> {
 
     fn run(
         &mut self,
-        _: &Plan,
+        plan: &Plan,
         problem: &Problem,
         schedule: &Schedule,
         enforce_capacity: bool,
@@ -116,7 +116,7 @@ impl Machine for MadeUp<'_> {
         }
         self.runs += 1;
         // What the ops really take does not depend on what the tuner believes by now.
-        let profiled = profiled_problem();
+        let profiled = &plan.problem;
         let mut real = problem.clone();
         let slower = |x: &i64| (*x as f64 * self.slowdown) as i64;
         real.time_ns.forward = profiled.time_ns.forward.iter().map(slower).collect();
@@ -172,18 +172,12 @@ fn job() -> (Job, Model) {
     (job, model)
 }
 
-fn profiled_problem() -> Problem {
-    let (job, model) = job();
-    let (progress, cancel) = (Progress::new(true), AtomicBool::new(false));
-    let hardware = MadeUp::new().calibrate(&job, &progress, &cancel).unwrap();
-    let profile = MadeUp::new().profile(&job, &model, &progress, &cancel).unwrap();
-    crate::plan::problem(&profile, &hardware, &job, &model).unwrap().problem
-}
-
 fn tune(root: &Path, job: &Job, model: &Model, machine: &mut MadeUp<'_>, cancel: &AtomicBool) -> Result<Summary> {
     let folder = Folder::open(root, job, model, Earlier::Resume)?;
     let progress = Progress::new(true);
-    Tuning { job, model, hardware: None, profile: None, folder: &folder, machine, progress: &progress, cancel }.run()
+    let cache = None;
+    Tuning { job, model, hardware: None, profile: None, cache, folder: &folder, machine, progress: &progress, cancel }
+        .run()
 }
 
 /// What must not depend on the wall clock.
@@ -255,6 +249,31 @@ fn an_interrupt_keeps_the_best_and_before_the_first_measurement_says_so() {
         assert_eq!((summary.stop, summary.rounds.len()), (StopReason::Interrupted, fails_after));
         assert!(folder.path().join("schedule.yaml").exists() && folder.path().join("timeline.svg").exists());
     }
+}
+
+#[test]
+fn what_is_auto_is_decided_once_and_measured_at_every_size() {
+    let (mut job, model) = job();
+    job.batch = Batch { microbatch_size: Count::Auto, global_batch: Some(4), ..job.batch };
+    job.pipeline.chunks = Count::Auto;
+    job.stop.max_rounds = 1;
+    job.run.textbook = false;
+    let never = AtomicBool::new(false);
+    let whole = tempfile::tempdir().unwrap();
+    let expected = tune(whole.path(), &job, &model, &mut MadeUp::new(), &never).unwrap();
+    for name in ["structure/profile-1.yaml", "structure/profile-2.yaml", "structure/search.yaml", "profile.yaml"] {
+        assert!(whole.path().join(name).exists(), "{name}");
+    }
+    assert_eq!(expected.tokens_per_step, 4 * 256);
+    // This machine's layers take as long for two sequences as for one.
+    assert_eq!(expected.microbatches, 2);
+    // Interrupted after the search, it goes on with what that decided.
+    let folder = tempfile::tempdir().unwrap();
+    assert!(tune(folder.path(), &job, &model, &mut MadeUp { fails_after: Some(0), ..MadeUp::new() }, &never).is_err());
+    let search = std::fs::read_to_string(folder.path().join("structure/search.yaml")).unwrap();
+    let resumed = tune(folder.path(), &job, &model, &mut MadeUp::new(), &never).unwrap();
+    assert_eq!(without_clock(resumed), without_clock(expected));
+    assert_eq!(std::fs::read_to_string(folder.path().join("structure/search.yaml")).unwrap(), search);
 }
 
 #[test]
