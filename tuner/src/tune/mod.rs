@@ -257,13 +257,9 @@ impl Tuning<'_> {
         let mut on_event = |event: &optpipe_solver::solve::Event| {
             self.progress.update(&format!("round {number}: solving, {event}"));
         };
-        let (mut solution, hit) = cache::solve(problem, &options, self.cache, &mut on_event, self.cancel)?;
+        let (solution, hit) = cache::solve(problem, &options, self.cache, &mut on_event, self.cancel)?;
         if let Some(hit) = hit {
             self.progress.line(&format!("round {number}: {hit}"));
-        }
-        // Where nothing beat the schedule that the solver started from, what found that one is the answer.
-        if let Some(best) = best.filter(|_| solution.method == "start") {
-            solution.method.clone_from(&best.round.method);
         }
         Ok(solution)
     }
