@@ -443,3 +443,34 @@ impl Waiters {
         }
     }
 }
+
+#[cfg(test)]
+impl Retimer {
+    /// Whether the lists of waiters are those of the accepted plan's waits.
+    pub(super) fn verify(&self, graph: &Graph<'_>) -> Result<(), String> {
+        let mut seen = vec![u32::MAX; self.waiters.next.len()];
+        for op in 0..graph.none() {
+            let mut waiter = self.waiters.first[op as usize];
+            while waiter != NOBODY {
+                if seen[waiter as usize] != u32::MAX {
+                    return Err(format!("{waiter} is listed twice"));
+                }
+                seen[waiter as usize] = op;
+                waiter = self.waiters.next[waiter as usize];
+            }
+        }
+        for op in (0..graph.none()).filter(|&op| matches!(graph.kind(op), OpKind::F | OpKind::R)) {
+            let node = &self.evaluator.nodes[op as usize];
+            for (place, waits_for) in [(2 * op, node.copy), (2 * op + 1, node.freed)] {
+                let listed = seen[place as usize];
+                if listed != if waits_for == graph.none() { u32::MAX } else { waits_for } {
+                    return Err(format!("{} waits for {waits_for}, is listed with {listed}", graph.decode(op)));
+                }
+            }
+        }
+        if self.open.first.iter().any(|&x| x != NOBODY) {
+            return Err("an op was left open".to_owned());
+        }
+        Ok(())
+    }
+}

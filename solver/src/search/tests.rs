@@ -45,6 +45,7 @@ fn edits_keep_times(problem: &Problem, objective: Objective, seed: u64) -> Resul
             prop_assert_eq!(kept, wanted, "{:?} {} {}", measures, limit, threshold);
         }
         prop_assert_eq!(&state.plan, if kept { &edited } else { &before });
+        prop_assert_eq!(state.times.verify(&graph), Ok(()));
         prop_assert!(evaluator.run(&graph, &state.plan, true).is_ok());
         prop_assert_eq!(state.measure_of(&evaluator.path.end, &state.plan).0, state.value_ns);
         prop_assert_eq!(&evaluator.path.end, &state.times.ends().to_vec());

@@ -46,9 +46,10 @@ mod solver;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use std::sync::atomic::AtomicBool;
-use std::sync::mpsc;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use super::lower_bound;
 use crate::problem::Problem;
@@ -64,7 +65,7 @@ use solver::Limits;
 pub fn counter_bound(
     problem: &Problem,
     known_ns: i64,
-    makespan_ns: &(dyn Fn() -> i64 + Sync),
+    makespan_ns: &dyn Fn() -> i64,
     deadline: Instant,
     cancel: &AtomicBool,
     on_bound: &mut dyn FnMut(i64),
@@ -74,17 +75,49 @@ pub fn counter_bound(
     if combinatorial > known_ns {
         on_bound(combinatorial);
     }
+    // HiGHS looks at its limits between steps, some of which are long; and its task scheduler belongs to the
+    // calling thread and keeps its first size. So it gets a thread of its own that owns all it works on, and
+    // can be left behind when time is up: it then ends at the next point where HiGHS looks.
+    let inbox = Arc::new(Inbox { stop: AtomicBool::new(false), makespan_ns: AtomicI64::new(makespan_ns()) });
     let (sender, receiver) = mpsc::channel();
-    let limits = Limits { deadline, cancel };
-    // The task scheduler of HiGHS belongs to the calling thread and keeps its first size, so that this
-    // takes a thread of its own.
-    std::thread::scope(|scope| {
-        let search = Search::new(problem, bound, makespan_ns, &limits);
-        scope.spawn(move || search.run(&mut |bound| sender.send(bound).is_ok()));
-        for better in receiver {
-            bound = better;
-            on_bound(better);
+    let work = {
+        let (problem, inbox) = (problem.clone(), Arc::clone(&inbox));
+        move || {
+            let makespan_ns = || inbox.makespan_ns.load(Ordering::Relaxed);
+            let limits = Limits { deadline, cancel: &inbox.stop };
+            Search::new(&problem, bound, &makespan_ns, &limits).run(&mut |bound| sender.send(bound).is_ok());
         }
-    });
-    bound
+    };
+    // Without a thread there is no better bound.
+    if std::thread::Builder::new().name("counter-lp".to_owned()).spawn(work).is_err() {
+        return bound;
+    }
+    let mut over = None;
+    loop {
+        match receiver.recv_timeout(POLL) {
+            Ok(better) => {
+                bound = better;
+                on_bound(better);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return bound,
+        }
+        inbox.makespan_ns.store(makespan_ns(), Ordering::Relaxed);
+        if cancel.load(Ordering::Relaxed) || Instant::now() >= deadline {
+            inbox.stop.store(true, Ordering::Relaxed);
+            if over.get_or_insert_with(Instant::now).elapsed() >= GRACE {
+                return bound;
+            }
+        }
+    }
 }
+
+/// What the thread is told while it works.
+struct Inbox {
+    stop: AtomicBool,
+    makespan_ns: AtomicI64,
+}
+
+/// How often it is looked whether time is up, and how long the thread may then take to end.
+const POLL: Duration = Duration::from_millis(10);
+const GRACE: Duration = Duration::from_millis(100);
