@@ -2,7 +2,7 @@
 //! and with bounds and MILPs (`auto`), after some budgets of time. Prints a table in Markdown.
 //!
 //! ```sh
-//! cargo bench -p optpipe-solver --bench solves -- --budgets 1,10,60
+//! cargo bench --workspace --bench solves -- --budgets 1,10,60
 //! ```
 
 #![allow(clippy::unwrap_used, missing_docs)]
