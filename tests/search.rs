@@ -120,12 +120,12 @@ fn what_cannot_be_searched_is_refused() {
     refused(batch, once, &["--capacities", "10 apples"], 2, &["--capacities", "512MiB"]);
     refused(&format!("{batch}memory_limit: 100KiB\n"), once, &[], 3, &["lacks", "memory_limit to at least"]);
     // Elsewhere nothing may be open.
-    let open = job(folder.path(), "pipeline: {chunks: auto}\n");
+    let open = job(folder.path(), &format!("{batch}pipeline: {{chunks: auto}}\n"));
     let output = optpipe().arg("solve").arg(&open).output().expect("runs");
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
     assert!(
-        text.contains("job.yaml:2") && text.contains("pipeline.chunks") && text.contains("optpipe search"),
+        text.contains("job.yaml:3") && text.contains("pipeline.chunks") && text.contains("optpipe search"),
         "{text}"
     );
 }
