@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use super::dispatch::Shape;
 use super::policy::{CopyRule, Policy};
+use super::shape::Shape;
 use crate::graph::Graph;
 use crate::schedule::OpKind;
 

@@ -11,13 +11,15 @@ pub(crate) mod dispatch;
 pub(crate) mod evict;
 pub(crate) mod policy;
 pub(crate) mod replay;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod timetable;
 
-use dispatch::{ComputeOrder, Shape};
+use dispatch::ComputeOrder;
 use evict::Rule;
 use policy::{Copying, Policy};
+use shape::Shape;
 
 use crate::graph::Graph;
 use crate::plan::{Evaluator, Plan};

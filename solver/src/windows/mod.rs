@@ -17,6 +17,7 @@ mod memory;
 mod model;
 mod network;
 mod reference;
+mod sum;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -8,6 +8,7 @@ use super::links::{Link, after, is_optional};
 use super::memory::Claim;
 use super::network::{APART, Known, Network};
 use super::reference::Reference;
+use super::sum::{Lit, Sum};
 use super::window::Window;
 use crate::milp::scale::gcd;
 use crate::schedule::OpKind;
@@ -24,15 +25,6 @@ pub(super) enum Goal {
     Ends(i64),
 }
 
-/// A 0/1 quantity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lit {
-    Never,
-    Always,
-    Is(Col),
-    Not(Col),
-}
-
 /// What the binaries of a model mean for the order.
 #[derive(Debug, Default)]
 pub(super) struct Legend {
@@ -42,64 +34,6 @@ pub(super) struct Legend {
     pub(super) claims: Vec<(Link, Lit)>,
     /// Whether the offloads of pairs happen.
     pub(super) offloads: Vec<(usize, Lit)>,
-}
-
-impl Lit {
-    /// Its value in a solution.
-    pub(super) fn holds(self, values: &[f64]) -> bool {
-        let value = |c: Col| values.get(c.index()).is_some_and(|&x| x > 0.5);
-        match self {
-            Lit::Never => false,
-            Lit::Always => true,
-            Lit::Is(c) => value(c),
-            Lit::Not(c) => !value(c),
-        }
-    }
-
-    fn not(self) -> Lit {
-        match self {
-            Lit::Never => Lit::Always,
-            Lit::Always => Lit::Never,
-            Lit::Is(c) => Lit::Not(c),
-            Lit::Not(c) => Lit::Is(c),
-        }
-    }
-
-    fn is_open(self) -> bool {
-        matches!(self, Lit::Is(_) | Lit::Not(_))
-    }
-}
-
-/// A sum under construction.
-#[derive(Default)]
-struct Sum {
-    terms: Vec<(Col, f64)>,
-    constant: f64,
-}
-
-impl Sum {
-    fn col(mut self, factor: f64, col: Col) -> Sum {
-        self.terms.push((col, factor));
-        self
-    }
-
-    fn lit(mut self, factor: f64, lit: Lit) -> Sum {
-        match lit {
-            Lit::Never => {}
-            Lit::Always => self.constant += factor,
-            Lit::Is(c) => self.terms.push((c, factor)),
-            Lit::Not(c) => {
-                self.constant += factor;
-                self.terms.push((c, -factor));
-            }
-        }
-        self
-    }
-
-    fn add(mut self, constant: f64) -> Sum {
-        self.constant += constant;
-        self
-    }
 }
 
 /// The model of a window.

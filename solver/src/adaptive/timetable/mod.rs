@@ -17,8 +17,8 @@ mod run;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::dispatch::Shape;
 use super::policy::Policy;
+use super::shape::Shape;
 use crate::graph::Graph;
 use crate::schedule::OpKind;
 use profile::{Profile, Timeline};

@@ -2,8 +2,8 @@
 
 use std::cmp::Reverse;
 
-use super::super::dispatch::Shape;
 use super::super::policy::Policy;
+use super::super::shape::Shape;
 use super::{ARRIVED, ENDED, InFlight, NEVER, Stage, Timetable, WAKE};
 use crate::graph::Graph;
 use crate::schedule::OpKind;

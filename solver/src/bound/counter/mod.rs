@@ -39,6 +39,7 @@
 //! times (round every start of a schedule down to one: orders, queues and memory stay legal).
 
 mod certificate;
+mod counts;
 mod model;
 mod search;
 mod solver;
