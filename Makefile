@@ -4,7 +4,7 @@ JOB ?= configs/jobs/quickstart.yaml
 OUT ?= runs/quickstart
 with_env = eval "$$(.ci/setup --env)" &&
 
-.PHONY: tune test build bench lint setup
+.PHONY: tune test build bench lint check-cuda setup
 
 tune: build
 	@target/release/optpipe tune $(JOB) --out $(OUT) --force
@@ -22,6 +22,11 @@ lint: setup
 	@$(with_env) cargo fmt --all --check
 	@$(with_env) cargo clippy --release --workspace --all-targets -- -D warnings
 	@$(with_env) RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+# Lints what only a build for GPUs has, on any machine: nothing of CUDA is needed, nothing is linked.
+check-cuda: setup
+	@$(with_env) PATH="$(CURDIR)/.ci/stand-in:$$PATH" NVCC="$(CURDIR)/.ci/stand-in/nvcc" CUDA_COMPUTE_CAP=90 \
+		cargo clippy --release --workspace --all-targets --features cuda -- -D warnings
 
 setup:
 	@.ci/setup

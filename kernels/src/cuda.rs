@@ -40,9 +40,7 @@ pub struct CudaDevice {
 /// # Errors
 /// [`CudaError`], of which each is one line that says what is missing.
 pub fn devices() -> Result<Vec<CudaDevice>, CudaError> {
-    // SAFETY: loads and unloads libcuda by name; its initialisers are the driver's own and the
-    // system's search path says which file it is, as for any program that uses CUDA.
-    if !unsafe { sys::is_culib_present() } {
+    if !driver_is_there() {
         return Err(CudaError::NoDriver);
     }
     let failed = |e: result::DriverError| CudaError::Driver(e.to_string());
@@ -53,6 +51,20 @@ pub fn devices() -> Result<Vec<CudaDevice>, CudaError> {
     }
     let driver_version = Nvml::init().and_then(|nvml| nvml.sys_driver_version()).ok();
     (0..count).map(|ordinal| describe(ordinal, driver_version.clone()).map_err(failed)).collect()
+}
+
+/// Whether the driver's library can be loaded: cudarc panics where it needs it and cannot.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn driver_is_there() -> bool {
+    // SAFETY: loads and unloads libcuda by name; its initialisers are the driver's own and the
+    // system's search path says which file it is, as for any program that uses CUDA.
+    unsafe { sys::is_culib_present() }
+}
+
+/// Whether the driver's library can be loaded: this program would not have started without it.
+#[cfg(feature = "cuda")]
+pub(crate) fn driver_is_there() -> bool {
+    true
 }
 
 fn describe(ordinal: i32, driver_version: Option<String>) -> Result<CudaDevice, result::DriverError> {
