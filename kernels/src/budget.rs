@@ -111,6 +111,10 @@ impl Shared {
         }
     }
 
+    fn must_wait(&self, state: &State, ticket: u64, bytes: u64) -> bool {
+        state.next < ticket || state.next == ticket && bytes > self.capacity - state.held
+    }
+
     fn never_fits(&self, state: &State, asked: u64) -> Result<(), BudgetError> {
         if state.fixed.checked_add(asked).is_none_or(|needed| needed > self.capacity) {
             return Err(BudgetError::Exceeded {
@@ -207,7 +211,7 @@ impl Budget {
                 return Err(BudgetError::TicketPassed { device: shared.device, ticket, next: state.next });
             }
             shared.never_fits(&state, bytes)?;
-            if ticket == state.next && bytes <= shared.capacity - state.held {
+            if !shared.must_wait(&state, ticket, bytes) {
                 state.held += bytes;
                 state.peak = state.peak.max(state.held);
                 state.next += 1;
@@ -235,6 +239,13 @@ impl Budget {
             state =
                 shared.changed.wait_timeout(state, shared.patience - waited).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Whether [`Budget::reserve`] with this ticket, if nobody else does anything, waits at this instant;
+    /// not if it has had its turn already. One look tells it: two, at ticket and bytes, would take a
+    /// reservation made between them for one that lacks its own bytes.
+    pub fn must_wait(&self, ticket: u64, bytes: u64) -> bool {
+        self.shared.must_wait(&self.shared.lock(), ticket, bytes)
     }
 
     /// The ticket whose turn it is.

@@ -42,6 +42,26 @@ fn reservations_of_two_budgets_do_not_join() {
 }
 
 #[test]
+fn a_reservation_that_takes_its_own_bytes_is_not_seen_waiting() {
+    let budget = Budget::new(0, Some(100));
+    let (sender, turns) = mpsc::sync_channel(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for ticket in 0..20_000 {
+                sender.send(ticket).unwrap();
+                drop(budget.reserve(ticket, 100).unwrap());
+            }
+            drop(sender);
+        });
+        for ticket in turns {
+            assert!(!budget.must_wait(ticket, 100), "ticket {ticket}");
+            // Those behind it wait for their turn, if for nothing else.
+            assert!(budget.must_wait(ticket + 2, 0), "ticket {ticket}");
+        }
+    });
+}
+
+#[test]
 fn what_can_never_fit_fails_at_once_and_says_where() {
     let budget = Budget::new(2, Some(100));
     let _fixed = budget.reserve_fixed(40).unwrap();

@@ -215,11 +215,7 @@ impl Board {
             Activity::Free | Activity::Running(_) => false,
             Activity::Finished => true,
             Activity::Waiting(op) => !self.ready(state, op),
-            Activity::Allocating { device, ticket, bytes, .. } => {
-                let budget = &self.budgets[device];
-                let next = budget.next_ticket();
-                next < ticket || (next == ticket && !fits(budget, bytes))
-            }
+            Activity::Allocating { device, ticket, bytes, .. } => self.budgets[device].must_wait(ticket, bytes),
         };
         let all_finished = state.activities.iter().all(|a| matches!(a, Activity::Finished));
         if !state.stopped && !all_finished && state.activities.iter().all(stuck) {
@@ -266,8 +262,4 @@ impl Board {
         text.truncate(text.trim_end().len());
         text
     }
-}
-
-fn fits(budget: &Budget, bytes: u64) -> bool {
-    budget.capacity().is_none_or(|capacity| budget.held().saturating_add(bytes) <= capacity)
 }
