@@ -242,7 +242,7 @@ fn feasible(problem: &Problem, memory: &[DeviceMemory]) -> Result<()> {
 }
 
 /// Whether these numbers were measured for this job.
-fn same_measurement(profile: &Profile, hardware: &Hardware, job: &Job, model: &Model) -> Result<()> {
+pub(crate) fn same_measurement(profile: &Profile, hardware: &Hardware, job: &Job, model: &Model) -> Result<()> {
     let differs = |field: &str, expected: String, found: String| {
         Err(Error::input(format!("profile: {field}: expected {expected} as in the job, found {found}"))
             .hint("measure again with `optpipe profile JOB -o profile.yaml`"))

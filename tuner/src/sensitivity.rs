@@ -89,7 +89,7 @@ impl std::fmt::Display for Worth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (gain, most) = (text::percent(self.gain), text::percent(self.gain_at_most));
         if self.makespan_ns <= self.bound_ns {
-            write!(f, "{}: gain {gain} (proven: no schedule gains more)", self.change)
+            write!(f, "{}: gain {gain} (proven: no schedule is shorter with it)", self.change)
         } else {
             write!(f, "{}: gain {gain} (bound says at most {most})", self.change)
         }

@@ -58,7 +58,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(0..=64))]
     front: u16,
     /// Memory limits of the front, for all devices, instead of chosen ones: 20GiB,40GiB
-    #[arg(long, value_delimiter = ',', value_parser = super::bytes)]
+    #[arg(long, value_delimiter = ',', value_parser = super::bytes, conflicts_with = "front")]
     capacities: Vec<u64>,
     /// Neither look for problems solved before nor remember these
     #[arg(long)]
@@ -83,25 +83,48 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
-    let hardware = measure(&job, &model, hardware, &mut profiles, &progress)?;
+    let mut machine = None;
+    let hardware = match hardware {
+        Some(hardware) => hardware,
+        None => {
+            progress.phase("calibrating: copies between device and host");
+            machine.insert(Local::new(&job, &model)?).calibrate(&job, &progress, cancel)?
+        }
+    };
     let front = match (args.capacities.is_empty(), args.front) {
         (false, _) => Front::Capacities(args.capacities.clone()),
         (true, 0) => Front::None,
         (true, points) => Front::Points(usize::from(points)),
     };
     let cache = if args.no_cache { None } else { Cache::of_user() };
+    let none = Profiles::default();
     let search = Search {
         job: &job,
         model: &model,
         hardware: &hardware,
-        profiles: &profiles,
+        profiles: &none,
         cache: cache.as_ref(),
         time_limit: args.time_limit,
         front: &front,
         progress: &progress,
         cancel,
     };
-    let found = search.run()?;
+    if profiles.is_empty() {
+        let mut machine = match machine {
+            Some(machine) => machine,
+            None => Local::new(&job, &model)?,
+        };
+        for size in job.microbatch_sizes() {
+            if !profiles.is_empty() && !(Search { profiles: &profiles, ..search }).may_run(size)? {
+                continue;
+            }
+            progress.phase(&format!("profiling: layers of the model, {size} sequences a microbatch"));
+            let mut sized = job.clone();
+            sized.batch.microbatch_size = Count::Fixed(size);
+            profiles.add(machine.profile(&sized, &model, &progress, cancel)?)?;
+        }
+    }
+    let found = Search { profiles: &profiles, ..search }.run()?;
     progress.done();
     write(args, &found, &model)?;
     if args.json {
@@ -125,37 +148,6 @@ struct Searched<'a> {
     proven: bool,
     #[serde(flatten)]
     report: &'a Report,
-}
-
-/// Measures what is not given.
-fn measure(
-    job: &Job,
-    model: &Model,
-    hardware: Option<Hardware>,
-    profiles: &mut Profiles,
-    progress: &Progress,
-) -> Result<Hardware> {
-    let cancel = interrupt::install();
-    let given = !profiles.is_empty();
-    if let (Some(hardware), true) = (&hardware, given) {
-        return Ok(hardware.clone());
-    }
-    let mut machine = Local::new(job, model)?;
-    if !given {
-        for size in job.microbatch_sizes() {
-            progress.phase(&format!("profiling: layers of the model, {size} sequences a microbatch"));
-            let mut sized = job.clone();
-            sized.batch.microbatch_size = Count::Fixed(size);
-            profiles.add(machine.profile(&sized, model, progress, cancel)?)?;
-        }
-    }
-    match hardware {
-        Some(hardware) => Ok(hardware),
-        None => {
-            progress.phase("calibrating: copies between device and host");
-            machine.calibrate(job, progress, cancel)
-        }
-    }
 }
 
 fn write(args: &Args, found: &Found, model: &Model) -> Result<()> {

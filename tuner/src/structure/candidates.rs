@@ -1,8 +1,9 @@
 //! The structures that are looked at, each with its problem and what it takes at least.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
-use optpipe_configs::job::{Job, Placement, Structure};
+use optpipe_configs::job::{Count, Job, Placement, Structure};
 use optpipe_configs::profile::Profile;
 use optpipe_configs::split;
 use optpipe_solver::bound::lower_bound;
@@ -114,40 +115,74 @@ type Cost = (i64, i64, i128);
 impl Search<'_> {
     /// Every microbatch size, layout and split to look at.
     pub(super) fn candidates(&self) -> Result<Vec<Candidate>> {
-        let sequences = self.job.global_batch();
         let mut candidates = Vec::new();
+        let mut refused = None;
         for size in self.job.microbatch_sizes() {
-            let (profile, times) = self.profiles.get(size)?;
-            for (chunks, placement) in self.job.layouts(self.model.layers + 2) {
-                let name = match placement {
-                    Placement::Named(name) => Some(name),
-                    Placement::List(_) => None,
-                };
-                let structure = Structure {
-                    chunks,
-                    placement: name,
-                    microbatch_size: size,
-                    microbatches: sequences / size,
-                    layer_split: Vec::new(),
-                };
-                for (rank, (plan, cost)) in self.splits(&profile, &structure)?.into_iter().enumerate() {
-                    let fate = if cost.0 > 0 { Fate::Infeasible } else { Fate::NotTried };
-                    candidates.push(Candidate {
-                        structure: Structure { layer_split: plan.layer_split.clone(), ..structure.clone() },
-                        plan,
-                        times,
-                        rank,
-                        missing_bytes: cost.0,
-                        bound_ns: cost.1,
-                        bounded: false,
-                        state: State::Unsolved,
-                        fate,
-                    });
-                }
+            candidates.extend(self.candidates_of(size, &mut refused)?);
+        }
+        match (candidates.is_empty(), refused) {
+            (false, None) => {}
+            (false, Some(error)) => self.progress.warn(&format!("left out, with others like it: {error}")),
+            (true, Some(error)) => return Err(error),
+            (true, None) => {
+                let text = "job: pipeline: no number of chunks fits the placement and the model's layers";
+                return Err(Error::input(text));
             }
         }
-        if candidates.is_empty() {
-            return Err(Error::input("job: pipeline: no number of chunks fits the placement and the model's layers"));
+        Ok(candidates)
+    }
+
+    /// Whether a microbatch of this size may run at all, by what the profiles say that it needs. Bytes grow
+    /// in proportion to the size, so that a scaled profile tells it, too.
+    pub(crate) fn may_run(&self, size: usize) -> Result<bool> {
+        Ok(self.candidates_of(size, &mut None)?.iter().any(|x| x.missing_bytes == 0))
+    }
+
+    /// Every layout and split of a microbatch size. What makes no valid problem, having too many ops, say, is
+    /// left out; the first such refusal goes to `refused`.
+    fn candidates_of(&self, size: usize, refused: &mut Option<Error>) -> Result<Vec<Candidate>> {
+        let sequences = self.job.global_batch();
+        let mut candidates = Vec::new();
+        let (profile, times) = self.profiles.get(size)?;
+        let mut sized = self.job.clone();
+        sized.batch.microbatch_size = Count::Fixed(size);
+        plan::same_measurement(&profile, self.hardware, &sized, self.model)?;
+        for (chunks, placement) in self.job.layouts(self.model.layers + 2) {
+            let name = match placement {
+                Placement::Named(name) => Some(name),
+                Placement::List(_) => None,
+            };
+            let structure = Structure {
+                chunks,
+                placement: name,
+                microbatch_size: size,
+                microbatches: sequences / size,
+                layer_split: Vec::new(),
+            };
+            if self.cancel.load(Ordering::SeqCst) {
+                return Err(Error::Interrupted(": no structure was solved yet".to_owned()));
+            }
+            let splits = match self.splits(&profile, &structure) {
+                Ok(splits) => splits,
+                Err(error) => {
+                    refused.get_or_insert(error);
+                    continue;
+                }
+            };
+            for (rank, (plan, cost)) in splits.into_iter().enumerate() {
+                let fate = if cost.0 > 0 { Fate::Infeasible } else { Fate::NotTried };
+                candidates.push(Candidate {
+                    structure: Structure { layer_split: plan.layer_split.clone(), ..structure.clone() },
+                    plan,
+                    times,
+                    rank,
+                    missing_bytes: cost.0,
+                    bound_ns: cost.1,
+                    bounded: false,
+                    state: State::Unsolved,
+                    fate,
+                });
+            }
         }
         Ok(candidates)
     }

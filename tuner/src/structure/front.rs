@@ -16,6 +16,7 @@ use crate::error::Result;
 const SOLVED: usize = 6;
 
 /// The best of one capacity.
+#[derive(Clone)]
 struct Best {
     candidate: usize,
     solution: Solution,
@@ -23,12 +24,18 @@ struct Best {
 
 impl Search<'_> {
     /// From little memory to much: a schedule of less memory is one of more, so that a point is never
-    /// slower than the one before. The job's own capacities are one of the points.
-    pub(super) fn front(&self, candidates: &[Candidate], chosen: usize, begun: Instant) -> Result<Vec<FrontPoint>> {
-        let own = &candidates[chosen].problem().bytes.capacity;
+    /// slower than the one before. The job's own capacities are one of the points; what is found there may be
+    /// better than what was chosen, and is chosen then. Returns what is chosen, and the points.
+    pub(super) fn front(
+        &self,
+        candidates: &mut [Candidate],
+        chosen: usize,
+        begun: Instant,
+    ) -> Result<(usize, Vec<FrontPoint>)> {
+        let own = candidates[chosen].problem().bytes.capacity.clone();
         let mut capacities = match self.front {
-            Front::None => return Ok(Vec::new()),
-            Front::Points(count) => spaced(candidates, own, *count),
+            Front::None => return Ok((chosen, Vec::new())),
+            Front::Points(count) => spaced(candidates, &own, *count),
             Front::Capacities(all) => all.iter().map(|&bytes| vec![to_i64(bytes); own.len()]).collect(),
         };
         capacities.push(own.clone());
@@ -37,6 +44,7 @@ impl Search<'_> {
         let deadline = begun + self.time_limit;
         let mut points: Vec<FrontPoint> = Vec::new();
         let mut before: Option<Best> = None;
+        let mut at_own: Option<Best> = None;
         for (done, capacity) in capacities.iter().enumerate() {
             self.progress.phase(&format!("memory-time front: point {} of {}", done + 1, capacities.len()));
             let left = deadline.saturating_duration_since(Instant::now());
@@ -49,9 +57,20 @@ impl Search<'_> {
             };
             let problem = at(&candidates[best.candidate], capacity);
             points.push(FrontPoint::new(&candidates[best.candidate], &problem, &best.solution));
+            if *capacity == own {
+                at_own = Some(best.clone());
+            }
             before = Some(best);
         }
-        Ok(points)
+        let Some(Best { candidate, solution }) = at_own else { return Ok((chosen, points)) };
+        let better = candidates[chosen].makespan_ns().is_none_or(|known| solution.makespan_ns < known);
+        candidates[candidate].take(solution);
+        if better && candidate != chosen {
+            candidates[chosen].fate = Fate::Finalist;
+            candidates[candidate].fate = Fate::Chosen;
+            return Ok((candidate, points));
+        }
+        Ok((chosen, points))
     }
 
     /// The best at one capacity.
@@ -80,6 +99,9 @@ impl Search<'_> {
         for (i, candidate) in candidates.iter().enumerate() {
             if fitting.last().is_some_and(|&(_, last)| same_layout(&candidates[last], candidate)) {
                 continue;
+            }
+            if best.is_some() && self.over(deadline) {
+                break;
             }
             let problem = at(candidate, capacity);
             if (0..problem.devices).all(|d| needed_bytes(&problem, d) <= capacity[d]) {

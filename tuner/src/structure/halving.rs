@@ -41,7 +41,7 @@ impl Search<'_> {
         for round in 1..=rounds {
             self.cut(candidates, &mut left);
             let most = (SEARCHED >> (round - 1)).max(FINALISTS);
-            drop_worst(candidates, &mut left, most, round as usize);
+            drop_worst(candidates, &mut left, most, round as usize - 1);
             if left.len() <= FINALISTS {
                 break;
             }
@@ -50,12 +50,13 @@ impl Search<'_> {
             self.improve(candidates, &left, Method::Search, end)?;
         }
         self.cut(candidates, &mut left);
-        drop_worst(candidates, &mut left, FINALISTS, rounds as usize + 1);
-        for &i in &left {
+        drop_worst(candidates, &mut left, FINALISTS, rounds as usize);
+        self.progress.phase(&format!("structures: full solve of {}", left.len()));
+        let solved = self.improve(candidates, &left, Method::Auto, until(1.0))?;
+        for &i in &left[..solved] {
             candidates[i].fate = Fate::Finalist;
         }
-        self.progress.phase(&format!("structures: full solve of {}", left.len()));
-        self.improve(candidates, &left, Method::Auto, until(1.0))
+        Ok(())
     }
 
     /// List scheduling of candidates in this order, unless a bound says that they cannot be the best.
@@ -98,11 +99,18 @@ impl Search<'_> {
         });
     }
 
-    /// More time for each, from the schedule that it has.
-    fn improve(&self, candidates: &mut [Candidate], left: &[usize], method: Method, deadline: Instant) -> Result<()> {
+    /// More time for each, from the schedule that it has. Returns how many had their turn before the time was
+    /// over.
+    fn improve(
+        &self,
+        candidates: &mut [Candidate],
+        left: &[usize],
+        method: Method,
+        deadline: Instant,
+    ) -> Result<usize> {
         for (done, &i) in left.iter().enumerate() {
             if self.over(deadline) {
-                break;
+                return Ok(done);
             }
             let share = slice(deadline, left.len() - done);
             let solution = {
@@ -115,7 +123,7 @@ impl Search<'_> {
             };
             candidates[i].take(solution);
         }
-        Ok(())
+        Ok(left.len())
     }
 }
 

@@ -116,7 +116,7 @@ impl Search<'_> {
             return Err(Error::failed("no structure was solved"));
         };
         candidates[best].fate = Fate::Chosen;
-        let front = if fronted { self.front(&candidates, best, begun)? } else { Vec::new() };
+        let (best, front) = if fronted { self.front(&mut candidates, best, begun)? } else { (best, Vec::new()) };
         let chosen = &candidates[best];
         let State::Solved(solution) = &chosen.state else { return Err(Error::failed("no structure was solved")) };
         Ok(Found {

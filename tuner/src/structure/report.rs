@@ -134,6 +134,9 @@ impl Report {
     pub fn text(&self, most: usize) -> String {
         let rows = self.points.iter().take(most).map(|point| {
             let mut row = layout(&point.structure);
+            if point.times != Times::Measured {
+                row[2].push_str(" (scaled)");
+            }
             row.extend([
                 point.makespan_ns.map_or_else(|| "-".to_owned(), text::duration),
                 text::duration(point.bound_ns),

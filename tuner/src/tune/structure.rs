@@ -22,11 +22,11 @@ impl Tuning<'_> {
         if !several && self.job.undecided().is_empty() && self.job.layer_split().is_some() {
             return Ok(self.job.clone());
         }
-        let profiles = self.profiles(&sizes)?;
+        let profiles = self.profiles(&sizes, hardware)?;
         let report = match self.folder.read::<Report>(SEARCH)? {
             Some(report) => report,
             None => {
-                let report = self.search(hardware, &profiles)?;
+                let report = self.report(hardware, &profiles)?;
                 self.folder.write(SEARCH, &report)?;
                 report
             }
@@ -37,8 +37,8 @@ impl Tuning<'_> {
         Ok(self.job.with_structure(&report.chosen))
     }
 
-    fn search(&self, hardware: &Hardware, profiles: &Profiles) -> Result<Report> {
-        let search = Search {
+    fn search<'a>(&'a self, hardware: &'a Hardware, profiles: &'a Profiles) -> Result<Search<'a>> {
+        Ok(Search {
             job: self.job,
             model: self.model,
             hardware,
@@ -48,8 +48,11 @@ impl Tuning<'_> {
             front: &Front::None,
             progress: self.progress,
             cancel: self.cancel,
-        };
-        let report = search.run()?.report;
+        })
+    }
+
+    fn report(&self, hardware: &Hardware, profiles: &Profiles) -> Result<Report> {
+        let report = self.search(hardware, profiles)?.run()?.report;
         let chosen = &report.chosen;
         self.progress.line(&format!(
             "structure: {} chunks a device, {}, {} microbatches of {}, blocks {}; predicted {}, one of {} looked at",
@@ -64,8 +67,8 @@ impl Tuning<'_> {
         Ok(report)
     }
 
-    /// The profile of each size: the folder's, the given one, or measured now.
-    fn profiles(&mut self, sizes: &[usize]) -> Result<Profiles> {
+    /// The profile of each size that may run: the folder's, the given one, or measured now.
+    fn profiles(&mut self, sizes: &[usize], hardware: &Hardware) -> Result<Profiles> {
         let mut profiles = Profiles::default();
         if let ([_], None) = (sizes, self.job.batch.global_batch) {
             profiles.add(self.profile()?)?;
@@ -80,6 +83,7 @@ impl Tuning<'_> {
             }
             let profile = match given.take_if(|given| given.microbatch_size == size) {
                 Some(given) => given,
+                None if !profiles.is_empty() && !self.search(hardware, &profiles)?.may_run(size)? => continue,
                 None => {
                     self.progress.phase(&format!("profiling: layers of the model, {size} sequences a microbatch"));
                     let mut sized = self.job.clone();

@@ -107,7 +107,7 @@ pub(super) fn choose(
     solution.raise_bound(bound_ns);
     let source = match noise {
         Noise::Profile => "profile".to_owned(),
-        Noise::Share(share) => format!("{}%", 100.0 * share),
+        Noise::Share(share) => format!("{}%", (1e8 * share).round() / 1e6),
     };
     Ok((solution, Robust { source, draws: evaluated.draws, chosen, candidates }))
 }
