@@ -9,8 +9,9 @@ with_env = eval "$$(.ci/setup --env)" &&
 tune: build
 	@target/release/optpipe tune $(JOB) --out $(OUT) --force
 
+# Compiling the kernels takes NVRTC. Without it their tests are skipped, unless OPTPIPE_REQUIRE_NVRTC is 1.
 test: setup
-	@$(with_env) cargo test --release --workspace
+	@$(with_env) { if nvrtc=$$(.ci/nvrtc); then export LD_LIBRARY_PATH="$$nvrtc"; fi; cargo test --release --workspace; }
 
 build: setup
 	@$(with_env) cargo build --release --workspace

@@ -8,7 +8,8 @@
 //! | [`copy`] | why a copy failed |
 //! | [`backend`] | what a backend can do; choosing one |
 //! | [`cpu`] | the backend of this machine's processor |
-//! | [`cuda`] | which NVIDIA devices there are |
+//! | [`cuda`] | NVIDIA devices, and own kernels for them |
+//! | [`reference`] | what these kernels compute, as plain loops in f64 |
 //! | [`gradient`] | sums over microbatches, in place |
 //! | [`reuse`] | large blocks of memory, kept for the next use |
 //! | [`alloc`] | a counting global allocator |
@@ -23,4 +24,5 @@ pub mod copy;
 pub mod cpu;
 pub mod cuda;
 pub mod gradient;
+pub mod reference;
 pub mod reuse;

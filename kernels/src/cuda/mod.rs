@@ -1,0 +1,15 @@
+//! NVIDIA devices, and OptPipe's own kernels for them. Libraries are looked for at run time: nothing here
+//! needs CUDA to be built or started.
+//!
+//! A kernel lives in three places: its CUDA C in `sources/`, the launch that gives it its grid and its
+//! arguments ([`launch`]), and what it computes, as plain loops in f64, in [`crate::reference`]. The tests
+//! compile every source for the architectures of data centre GPUs, and run every launch on this machine's
+//! processor against the reference.
+
+pub mod compile;
+mod devices;
+pub mod launch;
+pub mod ops;
+pub mod sources;
+
+pub use devices::{CudaDevice, CudaError, devices};

@@ -1,0 +1,6 @@
+//! Runs every launch of the kernels on this machine's processor and compares with the references in f64.
+#![allow(clippy::unwrap_used)]
+
+mod emulator;
+mod norm;
+mod numbers;
