@@ -1,7 +1,8 @@
 //! Adaptive offload: a compute order by list scheduling ([`dispatch`]), then what to offload so that it
 //! fits ([`evict`]), then the order of the copies ([`replay`]); or, by the policy's choice, list scheduling
 //! of compute and copies together, at the pace of the channels ([`copies`]) or in a timetable of theirs
-//! ([`timetable`]).
+//! ([`timetable`]). Instead of by list scheduling, the compute order can come from a pattern that repeats
+//! ([`periodic`]).
 //!
 //! Where a legal schedule exists at all, so does one that runs a microbatch at a time with everything
 //! offloaded that must be; [`construct_serial`] finds that one, so a schedule is always found.
@@ -9,6 +10,7 @@
 mod copies;
 pub(crate) mod dispatch;
 pub(crate) mod evict;
+mod periodic;
 pub(crate) mod policy;
 pub(crate) mod replay;
 mod shape;
@@ -54,6 +56,10 @@ impl<'p> Constructor<'p> {
 
     /// The policy's plan and makespan; `None` where its compute order cannot be made to fit.
     pub(crate) fn construct(&mut self, policy: &Policy) -> Option<(Plan, i64)> {
+        if let Some(pattern) = &policy.pattern {
+            let order = periodic::order(self.graph, &self.shape, pattern);
+            return self.complete(&order, policy);
+        }
         if policy.copying == Copying::Timetable {
             let made = self.timetable.construct(self.graph, &self.shape, policy)?;
             let plan = Plan::new(self.graph, made.sequences, made.channels);

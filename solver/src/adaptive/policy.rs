@@ -3,6 +3,8 @@
 use rand::RngExt;
 use rand_pcg::Pcg64Mcg;
 
+use super::periodic::Pattern;
+
 /// Parameters of a construction. All are ratios or counts, so that one set fits problems of any size.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Policy {
@@ -29,7 +31,9 @@ pub(crate) struct Policy {
     /// Only this many first stages of each device count as less than resident: the ones whose activations
     /// live longest (selective offload, Wan et al. 2025, PipeOffload).
     pub(crate) chunks: usize,
-    /// How copies are chosen.
+    /// The pattern that the compute order repeats; without one, list scheduling makes it.
+    pub(crate) pattern: Option<Pattern>,
+    /// How copies are chosen; with a pattern, when the compute order is known.
     pub(crate) copying: Copying,
     /// With a timetable: so many reloads of a device are booked at a time.
     pub(crate) ahead: usize,
@@ -90,6 +94,7 @@ impl Policy {
         forward_patience: 0.0,
         resident: 0.0,
         chunks: usize::MAX,
+        pattern: None,
         copying: Copying::After,
         ahead: 1,
         late: false,
@@ -116,6 +121,7 @@ impl Policy {
             forward_patience: 0.0,
             resident: 1.0,
             chunks: usize::MAX,
+            pattern: None,
             copying: Copying::After,
             ahead: 1,
             late: false,
@@ -217,6 +223,7 @@ impl Policy {
             forward_patience: patience(rng),
             resident: [0.0, 1.0, rng.random::<f64>(), rng.random::<f64>()][rng.random_range(0..4)],
             chunks: if rng.random() { usize::MAX } else { rng.random_range(1..=4) },
+            pattern: (rng.random_range(0..8) == 0).then(|| Pattern::random(rng, devices)),
             copying: Copying::random(rng),
             ahead: rng.random_range(1..5),
             late: rng.random(),
@@ -233,10 +240,16 @@ impl Policy {
 
     /// The same with a few parameters changed.
     pub(crate) fn mutate(mut self, rng: &mut Pcg64Mcg, devices: usize) -> Policy {
+        if let Some(pattern) = self.pattern
+            && rng.random()
+        {
+            self.pattern = Some(pattern.mutate(rng, devices));
+            return self;
+        }
         for _ in 0..rng.random_range(1..4) {
             let other = Policy::random(rng, devices);
             let scale = 0.7 + 0.6 * rng.random::<f64>();
-            match rng.random_range(0..22) {
+            match rng.random_range(0..23) {
                 0 => self.in_flight = (self.in_flight * scale).max(0.1),
                 1 => self.extra = other.extra,
                 2 => self.forward_first = other.forward_first,
@@ -258,6 +271,7 @@ impl Policy {
                 16 => self.late = other.late,
                 17 => self.weights_before = other.weights_before,
                 14 => self.kept = other.kept,
+                21 => self.pattern = other.pattern,
                 _ => self.copies = other.copies,
             }
         }

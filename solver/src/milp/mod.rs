@@ -9,6 +9,7 @@
 //! Each model has a target: the makespan is at most that, which is below the best known one. The lower the
 //! target, the narrower the windows and the smaller the model. A solution is an improvement; infeasibility
 //! is a bound; so targets between the known bound and the best known schedule close in on the optimum.
+//! That bound is HiGHS's word, within its floating-point tolerances; the bounds of [`crate::bound`] are exact.
 //!
 //! Where nothing can be offloaded, microbatches may be kept in order at every stage without loss. With
 //! offloading that is a restriction: the model is then solved in that order first, being far smaller, for
