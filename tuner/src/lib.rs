@@ -9,6 +9,8 @@ pub mod measured;
 pub mod noise;
 pub mod plan;
 pub mod progress;
+pub mod rehearsed;
+mod replay;
 pub mod runner;
 pub mod sensitivity;
 pub mod structure;

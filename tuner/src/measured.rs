@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::runner::StepRecord;
 
 mod compare;
-pub use compare::{Comparison, DeviceComparison, KindComparison, OpComparison, compare};
+pub use compare::{Comparison, DeviceComparison, KindComparison, OpComparison, compare, compare_ops};
 
 /// The measured steps of one schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -6,9 +6,10 @@ use optpipe_configs::file::{self, FileError};
 use optpipe_configs::hardware::Hardware;
 use optpipe_configs::job::Job;
 use optpipe_configs::model::Model;
-use optpipe_solver::schedule::ScheduleFile;
+use optpipe_solver::problem::Problem;
+use optpipe_solver::schedule::{Schedule, ScheduleFile};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,4 +64,36 @@ pub(super) fn open_job(path: &Path) -> Result<(Job, Model, Option<Hardware>)> {
     let (job, model) = Job::read(path)?;
     let hardware = job.hardware_file(path).map(|hardware| file::read_checked(&hardware)).transpose()?;
     Ok((job, model, hardware))
+}
+
+/// A schedule with all that running it takes.
+pub(super) struct Runnable {
+    pub(super) job: Job,
+    pub(super) model: Model,
+    pub(super) problem: Problem,
+    pub(super) schedule: Schedule,
+    /// The schedule's, where it has one, or else the job's.
+    pub(super) layer_split: Vec<usize>,
+}
+
+/// A schedule, the problem that it solves and the job that it is for.
+pub(super) fn runnable(job_path: &Path, problem_path: &Path, schedule_path: &Path) -> Result<Runnable> {
+    let (job, model, _) = job(job_path)?;
+    let problem: Problem = file::read_checked(problem_path)?;
+    let ScheduleFile { schedule, layer_split, .. } = self::schedule(schedule_path)?;
+    if problem.devices != job.pipeline.devices || problem.microbatches != job.batch.microbatches {
+        return Err(Error::input(format!(
+            "{}: expected {} devices and {} microbatches as in the job, found {} and {}",
+            problem_path.display(),
+            job.pipeline.devices,
+            job.batch.microbatches,
+            problem.devices,
+            problem.microbatches
+        )));
+    }
+    let layer_split = layer_split.or_else(|| job.layer_split().map(<[usize]>::to_vec)).ok_or_else(|| {
+        Error::input(format!("{}: has no layer_split, and the job's is auto", schedule_path.display()))
+            .hint("give pipeline.layer_split in the job")
+    })?;
+    Ok(Runnable { job, model, problem, schedule, layer_split })
 }

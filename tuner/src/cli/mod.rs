@@ -9,6 +9,7 @@ mod export;
 mod init;
 mod input;
 mod profile;
+mod rehearse;
 mod run;
 mod schema;
 mod search;
@@ -51,6 +52,7 @@ enum Command {
     Check(check::Args),
     Compare(compare::Args),
     Run(run::Args),
+    Rehearse(rehearse::Args),
     Export(export::Args),
     Schema(schema::Args),
     Devices(devices::Args),
@@ -75,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Rehearse(args) => rehearse::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Devices(args) => devices::run(&args),

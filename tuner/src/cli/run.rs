@@ -50,36 +50,21 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let (mut job, model, _) = input::job(&args.job)?;
-    let problem: Problem = file::read_checked(&args.problem)?;
-    let schedule = input::schedule(&args.schedule)?;
+    let mut runnable = input::runnable(&args.job, &args.problem, &args.schedule)?;
     if let Some(steps) = args.steps {
-        job.run.steps = steps;
+        runnable.job.run.steps = steps;
     }
-    if problem.devices != job.pipeline.devices || problem.microbatches != job.batch.microbatches {
-        return Err(Error::input(format!(
-            "{}: expected {} devices and {} microbatches as in the job, found {} and {}",
-            args.problem.display(),
-            job.pipeline.devices,
-            job.batch.microbatches,
-            problem.devices,
-            problem.microbatches
-        )));
-    }
-    let split = schedule.layer_split.clone().or_else(|| job.layer_split().map(<[usize]>::to_vec)).ok_or_else(|| {
-        Error::input(format!("{}: has no layer_split, and the job's is auto", args.schedule.display()))
-            .hint("give pipeline.layer_split in the job")
-    })?;
+    let input::Runnable { job, model, problem, schedule, layer_split } = &runnable;
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
-    let mut machine = Local::new(&job, &model)?;
+    let mut machine = Local::new(job, model)?;
     progress.phase("running");
     let running = Running {
-        layer_split: &split,
+        layer_split,
         microbatch_size: job.microbatch_size(),
         workspace: None,
-        problem: &problem,
-        schedule: &schedule.schedule,
+        problem,
+        schedule,
         enforce: !args.no_limit,
     };
     let measured = machine.measure(&running, &progress, cancel)?;
@@ -90,9 +75,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.json {
         super::emit_json(&measured)?;
     } else {
-        let tokens = crate::tune::tokens_per_step(&job);
-        let predicted = Predicted::of(&problem, &schedule.schedule, tokens);
-        super::emit(&report(&measured, &predicted, &Observed::of(&measured, problem.devices, tokens), &problem))?;
+        let tokens = crate::tune::tokens_per_step(job);
+        let predicted = Predicted::of(problem, schedule, tokens);
+        super::emit(&report(&measured, &predicted, &Observed::of(&measured, problem.devices, tokens), problem))?;
     }
     if cancel.load(Ordering::SeqCst) {
         return Err(Error::Interrupted(String::new()));

@@ -11,7 +11,7 @@ use optpipe_solver::simulate::{simulate, simulate_unlimited};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Measured;
+use super::{Measured, MeasuredOp};
 
 /// Ops that [`Comparison::worst`] lists.
 const WORST: usize = 10;
@@ -98,10 +98,21 @@ pub struct DeviceComparison {
 
 /// Holds what was measured against what was predicted.
 pub fn compare(problem: &Problem, schedule: &Schedule, measured: &Measured) -> Comparison {
+    compare_ops(problem, schedule, &measured.ops, measured.step.median_ns, &measured.peak_bytes)
+}
+
+/// Holds a step's ops, its length and each device's peak against what was predicted.
+pub fn compare_ops(
+    problem: &Problem,
+    schedule: &Schedule,
+    ops: &[MeasuredOp],
+    measured_step_ns: u64,
+    peak_bytes: &[u64],
+) -> Comparison {
     let mut by_kind: BTreeMap<(usize, OpKind), Vec<u64>> = BTreeMap::new();
-    let mut worst = Vec::with_capacity(measured.ops.len());
+    let mut worst = Vec::with_capacity(ops.len());
     let mut busy = vec![[0u64; 2]; problem.devices];
-    for x in measured.ops.iter().filter(|x| x.stage < problem.stages() && x.device < problem.devices) {
+    for x in ops.iter().filter(|x| x.stage < problem.stages() && x.device < problem.devices) {
         let predicted_ns = unsigned(problem.duration(x.op, x.stage));
         by_kind.entry((x.stage, x.op)).or_default().push(x.median_ns);
         worst.push(OpComparison {
@@ -138,13 +149,13 @@ pub fn compare(problem: &Problem, schedule: &Schedule, measured: &Measured) -> C
     let devices = (0..problem.devices)
         .map(|d| DeviceComparison {
             predicted_peak_bytes: predicted_peaks.get(d).copied().map_or(0, unsigned),
-            measured_peak_bytes: measured.peak_bytes.get(d).copied().unwrap_or(0),
+            measured_peak_bytes: peak_bytes.get(d).copied().unwrap_or(0),
             capacity_bytes: unsigned(problem.bytes.capacity[d]),
             predicted_busy_ns: busy[d][0],
             measured_busy_ns: busy[d][1],
         })
         .collect();
-    let (predicted_step_ns, measured_step_ns) = (unsigned(schedule.makespan_ns), measured.step.median_ns);
+    let predicted_step_ns = unsigned(schedule.makespan_ns);
     Comparison {
         predicted_step_ns,
         measured_step_ns,

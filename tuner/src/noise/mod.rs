@@ -5,8 +5,6 @@
 //! quantile between the measured 5th percentile, median and 95th percentile, linear in between, and
 //! never beyond them. The layers of a stage are drawn one by one, as they were measured.
 
-mod replay;
-
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,13 +13,13 @@ use optpipe_configs::hardware::Link;
 use optpipe_configs::profile::{LayerProfile, Sample};
 use optpipe_solver::order::Order;
 use optpipe_solver::problem::Problem;
-use optpipe_solver::schedule::{OpKind, Schedule};
+use optpipe_solver::schedule::Schedule;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use replay::Replay;
+use crate::replay::{KINDS, Replay};
 
 /// Where the spread of op times comes from.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,8 +69,6 @@ impl Part {
 pub struct Spreads {
     parts: [Vec<Vec<Part>>; 5],
 }
-
-pub(crate) const KINDS: [OpKind; 5] = [OpKind::F, OpKind::B, OpKind::W, OpKind::O, OpKind::R];
 
 impl Spreads {
     /// The same share for every op.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use optpipe_configs::file;
 use optpipe_solver::method::Method;
+use optpipe_solver::schedule::OpKind;
 use optpipe_solver::simulate::simulate;
 use optpipe_solver::solve::{SolveOptions, solve};
 use optpipe_solver::textbook;

@@ -25,6 +25,8 @@ enum Activity {
     Running(Op),
     /// Waits until the ops that this one depends on have ended.
     Waiting(Op),
+    /// Waits for the time at which something comes from another device.
+    Arriving(Op),
     /// Waits for its turn and for room on a device.
     Allocating {
         op: Op,
@@ -36,9 +38,20 @@ enum Activity {
     Finished,
 }
 
+/// When things come from devices that do not take part in this run.
+#[derive(Debug, Clone)]
+pub(super) struct Arrivals {
+    /// The time from which they count.
+    pub(super) origin: Instant,
+    /// By op number, ns: before which an op does not start; of another device's copy, when it leaves the
+    /// channel.
+    pub(super) earliest_ns: Vec<u64>,
+}
+
 struct State {
     step: u64,
     done: Vec<bool>,
+    arrivals: Option<Arrivals>,
     activities: Vec<Activity>,
     progress: Instant,
     failed: Option<RunError>,
@@ -60,6 +73,7 @@ impl Board {
         let state = State {
             step: 0,
             done: vec![false; program.numbers()],
+            arrivals: None,
             activities: vec![Activity::Free; workers],
             progress: Instant::now(),
             failed: None,
@@ -74,11 +88,15 @@ impl Board {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets the last step's ops. All threads are idle.
-    pub(super) fn begin_step(&self, step: u64) {
+    /// Forgets the last step's ops. All threads are idle. What ops of other devices bring about counts as
+    /// done; when it is there, the arrivals say.
+    pub(super) fn begin_step(&self, step: u64, arrivals: Option<Arrivals>) {
         let mut state = self.lock();
         state.step = step;
-        state.done.fill(false);
+        for (number, done) in state.done.iter_mut().enumerate() {
+            *done = !self.program.is_here(self.program.op(number).stage);
+        }
+        state.arrivals = arrivals;
         state.activities.fill(Activity::Free);
         state.progress = Instant::now();
     }
@@ -96,6 +114,26 @@ impl Board {
             if !state.stopped {
                 state = self.wakes[worker].wait(state).unwrap_or_else(PoisonError::into_inner);
             }
+        }
+        Err(Stopped)
+    }
+
+    /// Returns once all that `op` needs from devices that do not take part has arrived; of an op of such a
+    /// device, once it has left its channel.
+    pub(super) fn await_arrival(&self, worker: usize, op: Op) -> Result<(), Stopped> {
+        let mut state = self.lock();
+        while !state.stopped {
+            let left = state.arrivals.as_ref().map(|arrivals| {
+                let at = arrivals.origin + Duration::from_nanos(arrivals.earliest_ns[self.program.number(op)]);
+                at.saturating_duration_since(Instant::now())
+            });
+            let Some(left) = left.filter(|left| !left.is_zero()) else {
+                state.activities[worker] = Activity::Free;
+                return Ok(());
+            };
+            state.activities[worker] = Activity::Arriving(op);
+            state = self.wakes[worker].wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.progress = Instant::now();
         }
         Err(Stopped)
     }
@@ -187,7 +225,10 @@ impl Board {
     /// The op that a thread is in.
     pub(super) fn current(&self, worker: usize) -> Option<Op> {
         match self.lock().activities[worker] {
-            Activity::Running(op) | Activity::Waiting(op) | Activity::Allocating { op, .. } => Some(op),
+            Activity::Running(op)
+            | Activity::Waiting(op)
+            | Activity::Arriving(op)
+            | Activity::Allocating { op, .. } => Some(op),
             Activity::Free | Activity::Finished => None,
         }
     }
@@ -196,7 +237,9 @@ impl Board {
     pub(super) fn watch(&self, patience: Duration) {
         let mut state = self.lock();
         let after = state.progress.elapsed();
-        if !state.stopped && after >= patience {
+        // What arrives at a known time is no standstill.
+        let arriving = state.activities.iter().any(|activity| matches!(activity, Activity::Arriving(_)));
+        if !state.stopped && !arriving && after >= patience {
             let waits = self.describe(&state);
             self.stop(&mut state, RunError::Stalled { after, waits });
         }
@@ -212,7 +255,7 @@ impl Board {
     /// them: so what is read here, the budgets included, cannot change while all others stand still.
     fn detect_deadlock(&self, state: &mut State) {
         let stuck = |activity: &Activity| match *activity {
-            Activity::Free | Activity::Running(_) => false,
+            Activity::Free | Activity::Running(_) | Activity::Arriving(_) => false,
             Activity::Finished => true,
             Activity::Waiting(op) => !self.ready(state, op),
             Activity::Allocating { device, ticket, bytes, .. } => self.budgets[device].must_wait(ticket, bytes),
@@ -233,6 +276,7 @@ impl Board {
                 Activity::Free => writeln!(text, "between two ops"),
                 Activity::Finished => writeln!(text, "has done its list"),
                 Activity::Running(op) => writeln!(text, "runs {}", OpName(op)),
+                Activity::Arriving(op) => writeln!(text, "{} waits for what another device sends", OpName(op)),
                 Activity::Waiting(op) => {
                     let missing: Vec<String> = self
                         .program

@@ -37,6 +37,8 @@ mod optimizer;
 mod parked;
 mod pipeline;
 mod program;
+mod rehearse;
+mod share;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -57,6 +59,7 @@ use optpipe_solver::schedule::Schedule;
 
 pub use error::{OpName, RunError, Worker};
 pub use pipeline::{Pipeline, StepRecord};
+pub use rehearse::{Rehearsal, RehearseOptions, RehearseProgress, Round, rehearse};
 pub use stage::NamedGradient;
 
 use crate::measured::{self, Measured};
@@ -178,6 +181,9 @@ pub fn run(plan: &RunPlan, progress: &mut dyn FnMut(RunProgress), cancel: &Atomi
     Ok(measured::collect(name, plan.problem, &records, &optimizer_ns, losses, peaks))
 }
 
+/// As many bytes as no problem can use: sums over its ops stay below 2^59.
+const NO_LIMIT: i64 = 1 << 60;
+
 /// Refuses a schedule that breaks a rule of the problem.
 fn validate(plan: &RunPlan) -> Result<(), RunError> {
     let wrong = |field, message| Err(RunError::Plan { field, message });
@@ -191,8 +197,7 @@ fn validate(plan: &RunPlan) -> Result<(), RunError> {
         check(plan.problem, plan.schedule)
     } else {
         let mut problem = plan.problem.clone();
-        // As much as no problem can use: sums over its ops stay below 2^59.
-        problem.bytes.capacity.fill(1 << 60);
+        problem.bytes.capacity.fill(NO_LIMIT);
         check(&problem, plan.schedule)
     };
     if report.is_legal() {

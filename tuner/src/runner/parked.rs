@@ -33,8 +33,8 @@ pub(super) struct Parked {
 
 impl Parked {
     /// What a forward leaves.
-    pub(super) fn new(saved: Vec<Saved>, bytes: u64, reservation: Reservation) -> Parked {
-        Parked { saved, context: Vec::new(), host: Vec::new(), reservation: Some(reservation), bytes }
+    pub(super) fn new(saved: Vec<Saved>, bytes: u64, reservation: Option<Reservation>) -> Parked {
+        Parked { saved, context: Vec::new(), host: Vec::new(), reservation, bytes }
     }
 
     /// Copies what may go to the host and drops it here; returns the bytes that this frees.

@@ -1,33 +1,30 @@
 //! A model spread over devices, and its steps.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use candle_core::DType;
-use optpipe_configs::job::Precision;
-use optpipe_configs::split;
-use optpipe_kernels::budget::Budget;
-use optpipe_profiler::model::{BuildOptions, layer_count};
+use candle_core::Tensor;
 use optpipe_solver::order::Order;
 use optpipe_solver::schedule::Op;
 
 use super::RunPlan;
-use super::board::Board;
+use super::board::Arrivals;
 use super::data;
 use super::error::RunError;
 use super::ledger::Ledger;
 use super::optimizer::Update;
 use super::program::Program;
+use super::share::share;
 use super::stage::NamedGradient;
-use super::worker::{Command, Reply, Runner, Shared};
+use super::worker::{Command, Reply, Runner, Shared, Timed, lock};
 
 /// How often the caller's flag and the watchdog are looked at.
 const GLANCE: Duration = Duration::from_millis(20);
 /// How long threads have to finish the op they are in once the run has ended early.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// One step as it happened.
 #[derive(Debug, Clone)]
@@ -54,7 +51,33 @@ pub struct Pipeline {
     data: (u64, (usize, usize)),
     learning_rate: f64,
     steps: u64,
+    /// What devices that do not take part send in every step.
+    supplied: Vec<Supply>,
 }
+
+/// What a device that does not take part sends to one that does, the same for every microbatch.
+#[derive(Debug, Clone)]
+pub(super) enum Supply {
+    /// The input of a stage.
+    Input(usize, Tensor),
+    /// The gradient by a stage's output.
+    Gradient(usize, Tensor),
+}
+
+/// A step of all threads.
+pub(super) struct Executed {
+    /// Each op with its times on the run's clock, in each thread's order.
+    pub(super) times: Vec<Timed>,
+    /// Mean loss over the microbatches.
+    pub(super) loss: f64,
+    /// Bytes copied to the host.
+    pub(super) offloaded_bytes: u64,
+    /// The time on the run's clock from which arrivals count.
+    pub(super) origin_ns: u64,
+}
+
+/// Time for the threads to wake up before a step with arrivals begins.
+const LEAD: Duration = Duration::from_millis(1);
 
 impl Pipeline {
     /// Starts the threads and builds the layers. The order is run as it is: whether it is one of a legal
@@ -65,7 +88,23 @@ impl Pipeline {
     /// [`RunError::Static`], [`RunError::Cancelled`], and what building the layers or a thread reports.
     pub fn start(plan: &RunPlan, order: &Order, cancel: &AtomicBool) -> Result<Pipeline, RunError> {
         let program = Program::compile(plan.problem, order)?;
-        let shared = Arc::new(share(plan, program)?);
+        Pipeline::launch(plan, program, (0..plan.problem.devices).collect(), cancel)
+    }
+
+    /// As [`Pipeline::start`] for the part of one device, on the backend's first one: no other device's layers
+    /// are built, and what comes from others has to be [supplied](Pipeline::supply).
+    pub(super) fn start_alone(
+        plan: &RunPlan,
+        order: &Order,
+        device: usize,
+        cancel: &AtomicBool,
+    ) -> Result<Pipeline, RunError> {
+        let program = Program::compile(plan.problem, order)?.alone(plan.problem, device);
+        Pipeline::launch(plan, program, vec![0; plan.problem.devices], cancel)
+    }
+
+    fn launch(plan: &RunPlan, program: Program, place: Vec<usize>, cancel: &AtomicBool) -> Result<Pipeline, RunError> {
+        let shared = Arc::new(share(plan, program, place)?);
         let (answer, replies) = channel();
         let mut pipeline = Pipeline {
             commands: Vec::new(),
@@ -75,6 +114,7 @@ impl Pipeline {
             data: (plan.seed, (plan.microbatch_size, plan.sequence_length)),
             learning_rate: plan.learning_rate,
             steps: 0,
+            supplied: Vec::new(),
             shared,
         };
         for (index, worker) in pipeline.shared.board.program.workers.iter().enumerate() {
@@ -145,6 +185,20 @@ impl Pipeline {
     /// # Errors
     /// Every [`RunError`] of an op; afterwards this pipeline can do nothing more.
     pub fn step(&mut self, cancel: &AtomicBool) -> Result<StepRecord, RunError> {
+        let Executed { times, loss, offloaded_bytes, .. } = self.execute(None, cancel)?;
+        let first = times.iter().map(|x| x.start_ns).min().unwrap_or(0);
+        let ops: Vec<_> = times.iter().map(|x| (x.op, x.start_ns - first, x.end_ns - first)).collect();
+        let step_ns = ops.iter().map(|x| x.2).max().unwrap_or(0);
+        Ok(StepRecord { ops, step_ns, loss, offloaded_bytes })
+    }
+
+    /// What devices that do not take part send in every step from now on.
+    pub(super) fn supply(&mut self, supplied: Vec<Supply>) {
+        self.supplied = supplied;
+    }
+
+    /// [`Pipeline::step`] where no op starts before its time (by op number, ns from the step's origin).
+    pub(super) fn execute(&mut self, earliest_ns: Option<Vec<u64>>, cancel: &AtomicBool) -> Result<Executed, RunError> {
         let shared = Arc::clone(&self.shared);
         let (seed, shape) = self.data;
         let microbatches = shared.problem.microbatches;
@@ -153,30 +207,53 @@ impl Pipeline {
         let batch = data::step(seed, self.steps, microbatches, shape, vocabulary, device)
             .map_err(|e| RunError::Plan { field: "data", message: e.to_string() })?;
         let batch = Arc::new(batch);
-        shared.board.begin_step(self.steps);
+        for supply in &self.supplied {
+            let (table, stage, tensor) = match supply {
+                Supply::Input(stage, tensor) => (&shared.outputs, stage - 1, tensor),
+                Supply::Gradient(stage, tensor) => (&shared.gradients, *stage, tensor),
+            };
+            for slot in &table[stage * microbatches..][..microbatches] {
+                *lock(slot) = Some(tensor.clone());
+            }
+        }
+        let origin = Instant::now() + LEAD;
+        shared.board.begin_step(self.steps, earliest_ns.map(|earliest_ns| Arrivals { origin, earliest_ns }));
         self.tell(|| Command::Step(Arc::clone(&batch)));
-        let mut record = StepRecord { ops: Vec::new(), step_ns: 0, loss: 0.0, offloaded_bytes: 0 };
+        let origin_ns = origin.duration_since(shared.clock).as_nanos() as u64;
+        let mut executed = Executed { times: Vec::new(), loss: 0.0, offloaded_bytes: 0, origin_ns };
         self.collect(cancel, Some(self.stall_timeout), |reply| {
             if let Reply::Step { times, losses, offloaded } = reply {
-                record.ops.extend(times);
-                record.loss += losses.iter().sum::<f64>() / microbatches as f64;
-                record.offloaded_bytes += offloaded;
+                executed.times.extend(times);
+                executed.loss += losses.iter().sum::<f64>() / microbatches as f64;
+                executed.offloaded_bytes += offloaded;
             }
         })?;
-        let first = record.ops.iter().map(|x| x.1).min().unwrap_or(0);
-        for (_, start, end) in &mut record.ops {
-            (*start, *end) = (*start - first, *end - first);
-        }
-        record.step_ns = record.ops.iter().map(|x| x.2).max().unwrap_or(0);
-        if !record.loss.is_finite() {
-            return Err(RunError::Diverged { step: self.steps as usize, loss: record.loss });
+        if !executed.loss.is_finite() {
+            return Err(RunError::Diverged { step: self.steps as usize, loss: executed.loss });
         }
         if shared.model.tied_embeddings {
             self.tell(|| Command::ShareTied);
             self.collect(cancel, None, |_| ())?;
+            self.stand_in_for_tied();
         }
         self.steps += 1;
-        Ok(record)
+        Ok(executed)
+    }
+
+    /// Where the other end of a tied matrix does not take part, a gradient of the same shape and scale stands
+    /// in for its own.
+    fn stand_in_for_tied(&self) {
+        let stages = self.shared.problem.stages();
+        if (0..stages).all(|stage| self.shared.board.program.is_here(stage)) {
+            return;
+        }
+        let [embedding, head] = &self.shared.tied;
+        let (mut embedding, mut head) = (lock(embedding), lock(head));
+        if embedding.is_none() {
+            embedding.clone_from(&head);
+        } else if head.is_none() {
+            head.clone_from(&embedding);
+        }
     }
 
     /// Updates the weights by the last step's gradients; returns how long that took, ns.
@@ -228,88 +305,4 @@ impl Drop for Pipeline {
             let _ = thread.join();
         }
     }
-}
-
-/// Checks that the parts of the plan belong together and sets up what the threads share.
-fn share(plan: &RunPlan, program: Program) -> Result<Shared, RunError> {
-    let problem = plan.problem;
-    let wrong = |field, message| Err(RunError::Plan { field, message });
-    let (stages, devices) = (problem.stages(), problem.devices);
-    let blocks: usize = plan.layer_split.iter().sum();
-    if plan.layer_split.len() != stages || blocks != plan.model.layers {
-        return wrong(
-            "layer_split",
-            format!(
-                "expected {stages} stages with the {} blocks of {} in all, found {:?}",
-                plan.model.layers, plan.model.name, plan.layer_split
-            ),
-        );
-    }
-    let layers = split::layer_ranges(plan.layer_split);
-    if layers.last().map(|range| range.end) != Some(layer_count(plan.model)) {
-        return wrong("layer_split", format!("expected {} layers in all, found {layers:?}", layer_count(plan.model)));
-    }
-    if let Some(stage) = layers.iter().position(|range| range.is_empty()) {
-        return wrong("layer_split", format!("stage {stage} holds no layer"));
-    }
-    if plan.backend.devices().len() < devices {
-        let found = plan.backend.devices().len();
-        return wrong("backend", format!("expected {devices} devices, found {found}"));
-    }
-    if plan.microbatch_size == 0 || plan.sequence_length == 0 {
-        return wrong("microbatch_size", "expected at least one sequence of at least one token".to_owned());
-    }
-    if plan.sequence_length > plan.model.max_positions {
-        return wrong(
-            "sequence_length",
-            format!(
-                "expected at most the model's {} positions, found {}",
-                plan.model.max_positions, plan.sequence_length
-            ),
-        );
-    }
-    let workspace = match plan.workspace {
-        Some(list) if list.len() == devices => list.to_vec(),
-        Some(list) => return wrong("workspace", format!("expected one entry a device, found {}", list.len())),
-        None => vec![0; devices],
-    };
-    let dtype = match plan.precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-    };
-    let build: Vec<BuildOptions> =
-        (0..devices).map(|d| BuildOptions { dtype, seed: plan.seed, device: plan.backend.device(d).clone() }).collect();
-    let mut budgets = Vec::with_capacity(devices);
-    let mut fixed = Vec::with_capacity(devices);
-    for device in 0..devices {
-        let bytes = |list: &[i64]| u64::try_from(list[device]).unwrap_or(0);
-        let capacity = plan.enforce_capacity.then(|| bytes(&problem.bytes.capacity));
-        // The board finds every deadlock of this run, also between a device and another's copies; the
-        // budget's own patience is there for a defect of the board.
-        let budget = Budget::with_patience(device, capacity, plan.stall_timeout.saturating_add(GRACE));
-        match budget.reserve_fixed(bytes(&problem.bytes.r#static)) {
-            Ok(reservation) => fixed.push(reservation),
-            Err(e) => return wrong("problem.bytes.static", e.to_string()),
-        }
-        budgets.push(budget);
-    }
-    let pairs = program.pairs();
-    Ok(Shared {
-        problem: problem.clone(),
-        model: plan.model.clone(),
-        layers,
-        build,
-        optimizer: plan.optimizer,
-        enforce_capacity: plan.enforce_capacity,
-        workspace,
-        backend: Arc::clone(&plan.backend),
-        board: Board::new(program, budgets),
-        fixed,
-        ledgers: (0..devices).map(|_| Ledger::new(0)).collect(),
-        clock: Instant::now(),
-        outputs: (0..pairs).map(|_| Mutex::new(None)).collect(),
-        gradients: (0..pairs).map(|_| Mutex::new(None)).collect(),
-        parked: (0..pairs).map(|_| Mutex::default()).collect(),
-        tied: [Mutex::new(None), Mutex::new(None)],
-    })
 }

@@ -5,6 +5,7 @@ use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::{Op, OpKind};
 
 use super::error::{OpName, RunError, Worker};
+use crate::replay::KINDS;
 
 /// No op, no ticket.
 pub(super) const NONE: u32 = u32::MAX;
@@ -34,6 +35,8 @@ pub(super) struct Program {
     tickets: Vec<u32>,
     /// Allocations of a step, a device.
     pub(super) allocations: Vec<u64>,
+    /// By stage: whether its ops are carried out here.
+    here: Vec<bool>,
 }
 
 impl Program {
@@ -65,6 +68,7 @@ impl Program {
             dependencies: vec![[NONE; 3]; 5 * pairs],
             tickets: vec![NONE; 5 * pairs],
             allocations: vec![0; problem.devices],
+            here: vec![true; stages],
         };
         let known = |op: &Op| op.stage < stages && op.microbatch < microbatches;
         // How often each op stands in a list where it may stand; a reload stands in two.
@@ -121,6 +125,27 @@ impl Program {
             broken.truncate(QUOTED);
             Err(RunError::Schedule { count, first: broken })
         }
+    }
+
+    /// The part that one device does by itself: its own list and those of the channels that it uses. On a
+    /// channel that it shares, the others' copies keep their places.
+    pub(super) fn alone(mut self, problem: &Problem, device: usize) -> Program {
+        let own = |op: &Op| problem.placement[op.stage] == device;
+        self.workers.retain_mut(|list| match list.worker {
+            Worker::Device(other) => other == device,
+            Worker::Channel(_) => {
+                // Nothing waits for what others copy after the device's last copy.
+                list.ops.truncate(list.ops.iter().rposition(own).map_or(0, |last| last + 1));
+                !list.ops.is_empty()
+            }
+        });
+        self.here = problem.placement.iter().map(|&other| other == device).collect();
+        self
+    }
+
+    /// Whether the ops of a stage are carried out here.
+    pub(super) fn is_here(&self, stage: usize) -> bool {
+        self.here[stage]
     }
 
     /// Counts the ops of one stage and microbatch and notes what each of them waits for.
@@ -181,7 +206,6 @@ impl Program {
 
     /// The op of a number.
     pub(super) fn op(&self, number: usize) -> Op {
-        const KINDS: [OpKind; 5] = [OpKind::F, OpKind::B, OpKind::W, OpKind::O, OpKind::R];
         let pair = number % (self.stages * self.microbatches);
         Op {
             kind: KINDS[number / (self.stages * self.microbatches)],

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod failures;
-mod fixture;
+pub(super) mod fixture;
 mod proof;
 mod reference;

@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) enforce_capacity: bool,
     pub(super) workspace: Vec<u64>,
     pub(super) backend: Arc<dyn Backend>,
+    /// By device of the problem: the device of the backend.
+    pub(super) place: Vec<usize>,
     pub(super) board: Board,
     /// The static bytes of each device, held as long as the run lasts.
     #[expect(dead_code, reason = "held, not read")]
@@ -64,11 +66,22 @@ pub(super) enum Command {
     Gradients,
 }
 
+/// When an op ran, ns of the run's clock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timed {
+    pub(super) op: Op,
+    /// From when on it waited for nothing: what follows until its start is the device's own doing, such as
+    /// taking over its input.
+    pub(super) ready_ns: u64,
+    pub(super) start_ns: u64,
+    pub(super) end_ns: u64,
+}
+
 /// What a thread answers; nothing but [`Reply::Failed`] once the reason is on the board.
 pub(super) enum Reply {
-    /// Each of its ops with start and end (ns of the run's clock), and the losses of its forwards.
+    /// Each of its ops with its times, and the losses of its forwards.
     Step {
-        times: Vec<(Op, u64, u64)>,
+        times: Vec<Timed>,
         losses: Vec<f64>,
         offloaded: u64,
     },
@@ -223,15 +236,23 @@ impl Runner {
         let mut losses = Vec::new();
         let mut offloaded = 0;
         for &op in &program.ops {
+            if !self.shared.board.program.is_here(op.stage) {
+                // Another device's copy occupies the channel.
+                self.shared.board.await_arrival(self.index, op)?;
+                continue;
+            }
             self.shared.board.await_dependencies(self.index, op)?;
-            let start = match op.kind {
-                OpKind::F => self.forward(compute, op, &microbatches[op.microbatch], &mut losses)?,
+            self.shared.board.await_arrival(self.index, op)?;
+            let memory = self.allocate(op)?;
+            let ready_ns = self.now();
+            let start_ns = match op.kind {
+                OpKind::F => self.forward(compute, op, &microbatches[op.microbatch], memory, &mut losses)?,
                 OpKind::B => self.backward_input(compute, op, &microbatches[op.microbatch])?,
                 OpKind::W => self.backward_weight(compute, op, &microbatches[op.microbatch])?,
                 OpKind::O => self.offload(op, &mut offloaded)?,
-                OpKind::R => self.reload(op)?,
+                OpKind::R => self.reload(op, memory)?,
             };
-            times.push((op, start, self.now()));
+            times.push(Timed { op, ready_ns, start_ns, end_ns: self.now() });
             self.shared.board.ended(self.index, op);
         }
         self.shared.board.finished(self.index);
@@ -246,6 +267,18 @@ impl Runner {
     fn start(&self, op: Op) -> std::result::Result<u64, Stopped> {
         self.shared.board.started(self.index, op)?;
         Ok(self.now())
+    }
+
+    /// What the problem says that an op takes of its device's memory, at the op's turn; `None` for ops that
+    /// take nothing.
+    fn allocate(&self, op: Op) -> std::result::Result<Option<Reservation>, Stopped> {
+        let problem = &self.shared.problem;
+        let planned = match op.kind {
+            OpKind::F => Self::planned(&problem.bytes.activation, op),
+            OpKind::R => Self::planned(&problem.bytes.offloadable, op),
+            OpKind::B | OpKind::W | OpKind::O => return Ok(None),
+        };
+        self.shared.board.allocate(self.index, op, problem.placement[op.stage], planned).map(Some)
     }
 
     /// What the problem says of a stage, bytes.
@@ -276,13 +309,13 @@ impl Runner {
         compute: &mut Compute,
         op: Op,
         microbatch: &Microbatch,
+        memory: Option<Reservation>,
         losses: &mut Vec<f64>,
     ) -> std::result::Result<u64, Stopped> {
         let shared = &*self.shared;
         let (placement, pair) = (&shared.problem.placement, shared.board.program.pair(op));
         let device = placement[op.stage];
         let planned = Self::planned(&shared.problem.bytes.activation, op);
-        let reservation = shared.board.allocate(self.index, op, device, planned)?;
         let input = if op.stage == 0 {
             self.check(Some(op), compute.constants.as_ref().map(|(_, zero)| zero.clone()).ok_or("no input"))?
         } else {
@@ -301,14 +334,14 @@ impl Runner {
         if op.stage + 1 == placement.len() {
             let loss = self.check(Some(op), output.to_scalar::<f32>())?;
             losses.push(f64::from(loss));
-        } else {
+        } else if shared.board.program.is_here(op.stage + 1) {
             *lock(&shared.outputs[pair]) = Some(output);
         }
         let bytes = compute.distinct.of(saved.iter().flat_map(|saved| saved.0.iter().map(|x| &x.tensor)));
         self.count(op, expected, bytes, planned)?;
         compute.expected[op.stage] = bytes;
         let mut parked = lock(&shared.parked[pair]);
-        *parked = Parked::new(saved, bytes, reservation);
+        *parked = Parked::new(saved, bytes, memory);
         Ok(start)
     }
 
@@ -334,7 +367,7 @@ impl Runner {
             let stage = self.stage(compute, op)?;
             self.check(Some(op), stage.backward_input(saved, gradient, microbatch))?
         };
-        if let (Some(by_input), true) = (by_input, op.stage > 0) {
+        if let (Some(by_input), true) = (by_input, op.stage > 0 && shared.board.program.is_here(op.stage - 1)) {
             let receiver = Op { stage: op.stage - 1, ..op };
             *lock(&shared.gradients[shared.board.program.pair(receiver)]) = Some(by_input);
         }
@@ -378,18 +411,17 @@ impl Runner {
         Ok(start)
     }
 
-    fn reload(&self, op: Op) -> std::result::Result<u64, Stopped> {
+    fn reload(&self, op: Op, memory: Option<Reservation>) -> std::result::Result<u64, Stopped> {
         let shared = &*self.shared;
         let device = shared.problem.placement[op.stage];
         let planned = Self::planned(&shared.problem.bytes.offloadable, op);
-        let reservation = shared.board.allocate(self.index, op, device, planned)?;
         let mut parked = lock(&shared.parked[shared.board.program.pair(op)]);
         self.count(op, 0, parked.host_bytes(), planned)?;
         let start = self.start(op)?;
-        self.check(Some(op), parked.reload(&*shared.backend, device))?;
-        let merged = match parked.reservation.as_mut() {
-            Some(whole) => whole.merge(reservation).map_err(|_| "memory of another device"),
-            None => Err("nothing is left on the device"),
+        self.check(Some(op), parked.reload(&*shared.backend, shared.place[device]))?;
+        let merged = match (parked.reservation.as_mut(), memory) {
+            (Some(whole), Some(memory)) => whole.merge(memory).map_err(|_| "memory of another device"),
+            _ => Err("nothing is left on the device"),
         };
         self.check(Some(op), merged)?;
         Ok(start)

@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::measured::Measured;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::runner::{self, RunError, RunPlan};
+use crate::rehearsed::Rehearsed;
+use crate::runner::{self, RehearseOptions, RehearseProgress, RunError, RunPlan};
 use crate::text;
 
 /// A job's devices on this machine.
@@ -51,11 +52,15 @@ pub struct Running<'a> {
 /// # Errors
 /// Bad input if this machine does not have it.
 pub fn open(job: &Job) -> Result<Arc<dyn Backend>> {
+    open_devices(job, job.pipeline.devices)
+}
+
+fn open_devices(job: &Job, devices: usize) -> Result<Arc<dyn Backend>> {
     let kind = match job.backend {
         job::Backend::Cpu => BackendKind::Cpu,
         job::Backend::Cuda => BackendKind::Cuda,
     };
-    backend::open(kind, job.pipeline.devices).map_err(|e| match e {
+    backend::open(kind, devices).map_err(|e| match e {
         BackendError::System { .. } => Error::failed(e.to_string()),
         _ => Error::input(e.to_string()),
     })
@@ -75,24 +80,7 @@ impl<'a> Local<'a> {
     /// # Errors
     /// What the runner reports.
     pub fn measure(&mut self, running: &Running<'_>, progress: &Progress, cancel: &AtomicBool) -> Result<Measured> {
-        let plan = RunPlan {
-            microbatch_size: running.microbatch_size,
-            sequence_length: self.job.batch.sequence_length,
-            precision: self.job.precision,
-            optimizer: self.job.optimizer,
-            seed: self.job.solver.seed,
-            warmup_steps: self.job.run.warmup_steps,
-            steps: self.job.run.steps,
-            enforce_capacity: running.enforce,
-            workspace: running.workspace,
-            ..RunPlan::new(
-                self.model,
-                running.layer_split,
-                running.problem,
-                running.schedule,
-                Arc::clone(&self.backend),
-            )
-        };
+        let plan = plan(self.job, self.model, &self.backend, running);
         let mut on_step = |at: runner::RunProgress| {
             progress.update(&format!(
                 "running: step {} of {}, {}, loss {:.3}",
@@ -102,14 +90,52 @@ impl<'a> Local<'a> {
                 at.loss
             ));
         };
-        runner::run(&plan, &mut on_step, cancel).map_err(|e| match e {
-            RunError::Cancelled => Error::Interrupted(String::new()),
-            RunError::Plan { .. } | RunError::Schedule { .. } => Error::input(e.to_string()),
-            RunError::Static { .. } | RunError::Memory { .. } => Error::failed(e.to_string())
-                .hint("the tensors need more than the profile says: profile again, or raise memory_limit"),
-            other => Error::failed(other.to_string()),
-        })
+        runner::run(&plan, &mut on_step, cancel).map_err(failed)
     }
+}
+
+/// How a schedule of a job runs.
+fn plan<'a>(job: &'a Job, model: &'a Model, backend: &Arc<dyn Backend>, running: &Running<'a>) -> RunPlan<'a> {
+    RunPlan {
+        microbatch_size: running.microbatch_size,
+        sequence_length: job.batch.sequence_length,
+        precision: job.precision,
+        optimizer: job.optimizer,
+        seed: job.solver.seed,
+        warmup_steps: job.run.warmup_steps,
+        steps: job.run.steps,
+        enforce_capacity: running.enforce,
+        workspace: running.workspace,
+        ..RunPlan::new(model, running.layer_split, running.problem, running.schedule, Arc::clone(backend))
+    }
+}
+
+fn failed(error: RunError) -> Error {
+    match error {
+        RunError::Cancelled => Error::Interrupted(String::new()),
+        RunError::Plan { .. } | RunError::Schedule { .. } => Error::input(error.to_string()),
+        RunError::Static { .. } | RunError::Memory { .. } => Error::failed(error.to_string())
+            .hint("the tensors need more than the profile says: profile again, or raise memory_limit"),
+        other => Error::failed(other.to_string()),
+    }
+}
+
+/// Rehearses a schedule on one device of the job's backend.
+///
+/// # Errors
+/// As [`open`], and what the runner reports.
+pub fn rehearse(
+    job: &Job,
+    model: &Model,
+    running: &Running<'_>,
+    options: &RehearseOptions,
+    progress: &mut dyn FnMut(RehearseProgress),
+    cancel: &AtomicBool,
+) -> Result<Rehearsed> {
+    let backend = open_devices(job, 1)?;
+    let plan = plan(job, model, &backend, running);
+    let rehearsal = runner::rehearse(&plan, options, progress, cancel).map_err(failed)?;
+    Ok(Rehearsed::new(&*backend, running.problem, running.schedule, rehearsal, plan.steps, options.tolerance))
 }
 
 impl Machine for Local<'_> {

@@ -16,10 +16,10 @@ use rand_pcg::Pcg64;
 
 use super::super::data;
 
-pub(super) const SHAPE: (usize, usize) = (2, 8);
+pub(in super::super) const SHAPE: (usize, usize) = (2, 8);
 
 /// A model of a known family, shrunk to nothing.
-pub(super) fn tiny(preset: &str, layers: usize, tied: bool) -> Model {
+pub(in super::super) fn tiny(preset: &str, layers: usize, tied: bool) -> Model {
     let mut model = Model::read(preset, None).unwrap();
     (model.hidden, model.layers, model.heads, model.kv_heads, model.head_dim) = (16, layers, 2, 2, 8);
     (model.intermediate, model.vocabulary, model.max_positions) = (24, 40, 16);
@@ -27,7 +27,7 @@ pub(super) fn tiny(preset: &str, layers: usize, tied: bool) -> Model {
     model
 }
 
-pub(super) fn backend(devices: usize) -> Arc<dyn Backend> {
+pub(in super::super) fn backend(devices: usize) -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(devices).unwrap())
 }
 
@@ -49,7 +49,12 @@ fn layer_bytes(model: &Model) -> Vec<[i64; 3]> {
 }
 
 /// The problem of a model, without a memory limit that matters.
-pub(super) fn problem(model: &Model, layer_split: &[usize], placement: &[usize], microbatches: usize) -> Problem {
+pub(in super::super) fn problem(
+    model: &Model,
+    layer_split: &[usize],
+    placement: &[usize],
+    microbatches: usize,
+) -> Problem {
     let (stages, devices) = (placement.len(), placement.iter().max().unwrap() + 1);
     let layers = layer_bytes(model);
     let ranges = split::layer_ranges(layer_split);
@@ -83,7 +88,12 @@ pub(super) fn problem(model: &Model, layer_split: &[usize], placement: &[usize],
 }
 
 /// The order with the given ones parked on the host: each is reloaded `ahead` ops before its backward.
-pub(super) fn with_offloads(problem: &Problem, order: &Order, parked: impl Fn(Op) -> bool, ahead: usize) -> Order {
+pub(in super::super) fn with_offloads(
+    problem: &Problem,
+    order: &Order,
+    parked: impl Fn(Op) -> bool,
+    ahead: usize,
+) -> Order {
     let mut line: Vec<Vec<Op>> = Vec::new();
     for list in &order.devices {
         let mut ops: Vec<Op> = Vec::new();
@@ -132,7 +142,7 @@ fn project(problem: &Problem, line: Vec<Vec<Op>>) -> Order {
 
 /// Any order at all: ops in a random sequence that keeps to their dependencies, some of them with
 /// offloads.
-pub(super) fn random_order(problem: &Problem, seed: u64) -> Order {
+pub(in super::super) fn random_order(problem: &Problem, seed: u64) -> Order {
     let mut rng = Pcg64::seed_from_u64(seed);
     let (stages, microbatches) = (problem.stages(), problem.microbatches);
     let mut open: Vec<Op> = Vec::new();

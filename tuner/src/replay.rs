@@ -8,11 +8,20 @@ use optpipe_solver::order::Order;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::{Op, OpKind};
 
+/// The kinds of ops in the order in which they are numbered.
+pub(crate) const KINDS: [OpKind; 5] = [OpKind::F, OpKind::B, OpKind::W, OpKind::O, OpKind::R];
+
+/// The number of an op among all that the problem could have: by kind, stage and microbatch, dense from 0.
+pub(crate) fn number(problem: &Problem, op: Op) -> usize {
+    let kind = KINDS.iter().position(|x| *x == op.kind).unwrap_or(0);
+    (kind * problem.stages() + op.stage) * problem.microbatches + op.microbatch
+}
+
 /// No op.
 const NONE: u32 = u32::MAX;
 
 /// An order made ready for replays. Ops are numbered by kind, stage and microbatch.
-pub(super) struct Replay<'a> {
+pub(crate) struct Replay<'a> {
     problem: &'a Problem,
     /// Devices, then channels.
     queues: Vec<Vec<u32>>,
@@ -42,13 +51,10 @@ struct Step {
 
 impl<'a> Replay<'a> {
     /// Makes an order of the problem ready.
-    pub(super) fn new(problem: &'a Problem, order: &Order) -> Self {
+    pub(crate) fn new(problem: &'a Problem, order: &Order) -> Self {
         let (stages, microbatches) = (problem.stages(), problem.microbatches);
-        let number = |kind: OpKind, stage: usize, microbatch: usize| {
-            let kind = super::KINDS.iter().position(|x| *x == kind).unwrap_or(0);
-            ((kind * stages + stage) * microbatches + microbatch) as u32
-        };
-        let of = |op: &Op| number(op.kind, op.stage, op.microbatch);
+        let of = |op: &Op| number(problem, *op) as u32;
+        let number = |kind, stage, microbatch| of(&Op { kind, stage, microbatch });
         let ops = 5 * stages * microbatches;
         let mut replay = Replay {
             problem,
@@ -82,7 +88,7 @@ impl<'a> Replay<'a> {
         }
         for stage in 0..stages {
             for microbatch in 0..microbatches {
-                let [f, b, w, o, r] = super::KINDS.map(|kind| number(kind, stage, microbatch));
+                let [f, b, w, o, r] = KINDS.map(|kind| number(kind, stage, microbatch));
                 if stage > 0 {
                     replay.connect(number(OpKind::F, stage - 1, microbatch), problem.hop_forward(stage - 1), f);
                 }
@@ -116,12 +122,18 @@ impl<'a> Replay<'a> {
     }
 
     fn kind(&self, op: u32) -> OpKind {
-        super::KINDS[op as usize / (self.problem.microbatches * self.problem.stages())]
+        KINDS[op as usize / (self.problem.microbatches * self.problem.stages())]
     }
 
-    /// The step's length when ops take these times; `None` where the order gets stuck. A legal schedule's
-    /// order always comes to its end: what an allocation waits for never waits for it, whatever the times.
-    pub(super) fn makespan(&self, times: &[i64]) -> Option<i64> {
+    /// The step's length when ops take these times; `None` where the order gets stuck.
+    pub(crate) fn makespan(&self, times: &[i64]) -> Option<i64> {
+        self.ends(times)?.into_iter().flatten().max().or(Some(0))
+    }
+
+    /// When each op ends, by its number, when ops take these times; `None` for ops that the order does not
+    /// have, and for the whole where the order gets stuck. A legal schedule's order always comes to its end:
+    /// what an allocation waits for never waits for it, whatever the times.
+    pub(crate) fn ends(&self, times: &[i64]) -> Option<Vec<Option<i64>>> {
         let p = self.problem;
         let mut step = Step {
             end: vec![None; times.len()],
@@ -132,11 +144,10 @@ impl<'a> Replay<'a> {
             events: BinaryHeap::new(),
         };
         let mut look: Vec<u32> = (0..self.queues.len() as u32).collect();
-        let (mut now, mut makespan) = (0, 0);
+        let mut now = 0;
         loop {
             while let Some(queue) = look.pop() {
                 while let Some(op) = self.start(&mut step, queue, now, times) {
-                    makespan = makespan.max(now + times[op as usize]);
                     // An allocation may have been what another queue of the device stood behind.
                     if self.ticket[op as usize] != NONE {
                         look.extend(&self.memory[p.placement[self.stage(op)]]);
@@ -145,7 +156,7 @@ impl<'a> Replay<'a> {
             }
             let Some(Reverse((time, ..))) = step.events.peek().copied() else {
                 let ended = self.queues.iter().zip(&step.next).all(|(queue, &next)| next == queue.len());
-                return ended.then_some(makespan);
+                return ended.then_some(step.end);
             };
             now = time;
             while let Some(Reverse((_, queue, op))) = step.events.peek().copied().filter(|x| x.0.0 == now) {
