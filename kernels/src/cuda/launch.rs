@@ -178,6 +178,11 @@ impl<'a> Output<'a> {
     pub fn format(&self) -> Format {
         self.format
     }
+
+    /// Where they are.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
 }
 
 /// An argument of a kernel.
@@ -229,6 +234,11 @@ pub(super) struct Builder<'a> {
 impl<'a> Builder<'a> {
     pub(super) fn new(name: &'static str) -> Self {
         Self { name, arguments: Vec::new(), operands: PhantomData }
+    }
+
+    /// Of the kernel, without its format.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
     }
 
     fn operand(

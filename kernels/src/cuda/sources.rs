@@ -20,11 +20,68 @@ pub struct Source {
 pub const NORM: Source = Source {
     name: "norm",
     text: include_str!("sources/norm.cu"),
-    kernels: &["rms_norm_forward_f32", "rms_norm_forward_bf16"],
+    kernels: &[
+        "rms_norm_forward_f32",
+        "rms_norm_forward_bf16",
+        "rms_norm_apply_f32",
+        "rms_norm_apply_bf16",
+        "rms_norm_backward_input_f32",
+        "rms_norm_backward_input_bf16",
+        "rms_norm_backward_weight_f32",
+        "rms_norm_backward_weight_bf16",
+        "layer_norm_forward_f32",
+        "layer_norm_forward_bf16",
+        "layer_norm_apply_f32",
+        "layer_norm_apply_bf16",
+        "layer_norm_backward_input_f32",
+        "layer_norm_backward_input_bf16",
+        "layer_norm_backward_weight_f32",
+        "layer_norm_backward_weight_bf16",
+        "sum_shares_f32",
+        "sum_shares_bf16",
+    ],
+};
+
+/// SwiGLU, GELU and rotary position embedding.
+pub const ACTIVATION: Source = Source {
+    name: "activation",
+    text: include_str!("sources/activation.cu"),
+    kernels: &[
+        "swiglu_forward_f32",
+        "swiglu_forward_bf16",
+        "swiglu_backward_f32",
+        "swiglu_backward_bf16",
+        "gelu_forward_f32",
+        "gelu_forward_bf16",
+        "gelu_backward_f32",
+        "gelu_backward_bf16",
+        "rope_f32",
+        "rope_bf16",
+    ],
+};
+
+/// Softmax cross-entropy over blocks of the vocabulary.
+pub const CROSS_ENTROPY: Source = Source {
+    name: "cross_entropy",
+    text: include_str!("sources/cross_entropy.cu"),
+    kernels: &[
+        "cross_entropy_forward_f32",
+        "cross_entropy_forward_bf16",
+        "cross_entropy_backward_f32",
+        "cross_entropy_backward_bf16",
+        "cross_entropy_mean_f32",
+    ],
+};
+
+/// AdamW, SGD, and sums of gradients.
+pub const OPTIMIZER: Source = Source {
+    name: "optimizer",
+    text: include_str!("sources/optimizer.cu"),
+    kernels: &["adamw_f32", "adamw_bf16", "sgd_f32", "sgd_bf16", "accumulate_f32", "accumulate_bf16"],
 };
 
 /// All files of kernels.
-pub const ALL: &[Source] = &[NORM];
+pub const ALL: &[Source] = &[NORM, ACTIVATION, CROSS_ENTROPY, OPTIMIZER];
 
 impl Source {
     /// The whole program, with line numbers of the two files it comes from.

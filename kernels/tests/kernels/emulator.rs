@@ -1,6 +1,6 @@
 //! Launches on the host: a source is compiled by the C++ compiler with `emulate.h` before it.
 
-use optpipe_kernels::cuda::launch::{Argument, Launch};
+use optpipe_kernels::cuda::launch::{Argument, Launch, LaunchError};
 use optpipe_kernels::cuda::sources::Source;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -15,10 +15,9 @@ const HEADER: &str = include_str!("../emulate/emulate.h");
 type LaunchFunction = unsafe extern "C" fn(*const u32, *const u32, u32, *mut *mut c_void, usize) -> *const c_char;
 
 /// Runs a launch whose operands are addresses of this process.
-///
-/// # Safety
-/// The operands must be valid, as for a device.
-pub(crate) unsafe fn run(launch: &Launch<'_>) {
+#[track_caller]
+pub(crate) fn run(launch: Result<Launch<'_>, LaunchError>) {
+    let launch = launch.unwrap();
     let source = Source::of(launch.kernel()).unwrap();
     let name = format!("launch_{}", launch.kernel());
     // SAFETY: the library was made by `build`, with a function of this type for each kernel.
@@ -36,7 +35,7 @@ pub(crate) unsafe fn run(launch: &Launch<'_>) {
     let mut pointers: Vec<*mut c_void> = cells.iter_mut().map(|cell| std::ptr::from_mut(cell).cast()).collect();
     let config = launch.config();
     let (grid, block) = (<[u32; 3]>::from(config.grid_dim), <[u32; 3]>::from(config.block_dim));
-    // SAFETY: the pointers are valid, and the caller says that the operands are.
+    // SAFETY: the pointers are valid; so are the operands, as whoever made them of addresses has seen to.
     let error = unsafe {
         function(grid.as_ptr(), block.as_ptr(), config.shared_mem_bytes, pointers.as_mut_ptr(), pointers.len())
     };

@@ -99,7 +99,8 @@ impl Operand {
     }
 
     /// Compares with `expected`: the error may be `tolerance` of the larger of the number and `scale`, and
-    /// what rounding to the format adds. The guards must be as they were.
+    /// what rounding to the format adds. `scale` is the size of what is summed, where numbers may cancel. The
+    /// guards must be as they were.
     #[track_caller]
     pub(crate) fn check(&self, what: &str, expected: &[f64], tolerance: f64, scale: f64) {
         let range = self.range();

@@ -1,14 +1,21 @@
 //! The operations between the matrix products, as launches of own kernels.
 //!
-//! Every function checks formats and lengths of its operands and says how the kernel is launched. Numbers are
-//! stored in f32 or bf16 and computed in f32. Operands are contiguous unless a stride is asked for.
+//! An operation is a struct with its operands and sizes; its `launch` checks formats and lengths and says how the
+//! kernel is launched. Numbers are stored in f32 or bf16 (`T` below) and computed in f32. Operands are contiguous
+//! unless a stride is asked for. Vectors of 16 bytes are loaded where rows and addresses allow it.
 
+pub mod activation;
+pub mod cross_entropy;
 pub mod norm;
+pub mod optimizer;
+pub mod rotary;
 
-use super::launch::{Builder, Format, LaunchError};
+use super::launch::{Argument, Builder, Format, Launch, LaunchError};
 
 /// Threads of a warp.
 const WARP: usize = 32;
+/// Threads of a block where each takes a vector, and no more.
+const THREADS: u32 = 256;
 
 /// The format of activations, which must be f32 or bf16.
 fn activation_format(kernel: &'static str, operand: &'static str, found: Format) -> Result<Format, LaunchError> {
@@ -24,10 +31,23 @@ fn row_threads(width: usize, format: Format, vectors: usize) -> u32 {
     (width.div_ceil(numbers).div_ceil(WARP) * WARP).clamp(WARP, 1024) as u32
 }
 
-/// A matrix of activations.
+/// The numbers of a matrix; none are an error.
 fn elements(builder: &Builder<'_>, rows: usize, width: usize) -> Result<usize, LaunchError> {
     match rows.checked_mul(width) {
         Some(elements) if elements > 0 => Ok(elements),
         _ => Err(builder.shape(format!("{rows} rows of {width} numbers"))),
     }
+}
+
+/// The last argument of a kernel in which each thread takes `each` of `count` numbers, and its blocks.
+fn by_element<'a>(
+    builder: Builder<'a>,
+    format: Format,
+    count: usize,
+    each: usize,
+    rest: &[Argument],
+) -> Result<Launch<'a>, LaunchError> {
+    let builder = builder.argument(Argument::U64(count as u64));
+    let builder = rest.iter().fold(builder, |builder, &argument| builder.argument(argument));
+    builder.on(format, count.div_ceil(each * THREADS as usize), THREADS, 0)
 }

@@ -8,6 +8,9 @@ struct bf16 {
     unsigned short bits;
 };
 
+// A kernel with at most so many threads a block.
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+
 // Shared memory whose size the launch gives; `name` is a pointer to `type`, aligned to 16 bytes.
 #ifdef OPTPIPE_EMULATE
 #define DYNAMIC_SHARED(type, name) type *name = reinterpret_cast<type *>(emulate::dynamic_shared())
