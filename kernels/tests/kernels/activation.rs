@@ -1,6 +1,6 @@
 //! SwiGLU, GELU and the rotary embedding.
 
-use crate::emulator::run;
+use crate::executor::run;
 use crate::numbers::{FORMATS, Operand, Random};
 use optpipe_kernels::cuda::launch::Format;
 use optpipe_kernels::cuda::ops::activation::{GeluBackward, GeluForward, SwiGluBackward, SwiGluForward};

@@ -1,6 +1,6 @@
 //! Softmax cross-entropy over blocks of the vocabulary.
 
-use crate::emulator::run;
+use crate::executor::run;
 use crate::numbers::{FORMATS, Operand, Random};
 use optpipe_kernels::cuda::launch::Format;
 use optpipe_kernels::cuda::ops::cross_entropy::{Backward, Forward, Mean};

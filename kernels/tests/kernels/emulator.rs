@@ -1,6 +1,6 @@
 //! Launches on the host: a source is compiled by the C++ compiler with `emulate.h` before it.
 
-use optpipe_kernels::cuda::launch::{Argument, Launch, LaunchError};
+use optpipe_kernels::cuda::launch::{Argument, Launch};
 use optpipe_kernels::cuda::sources::Source;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -16,8 +16,7 @@ type LaunchFunction = unsafe extern "C" fn(*const u32, *const u32, u32, *mut *mu
 
 /// Runs a launch whose operands are addresses of this process.
 #[track_caller]
-pub(crate) fn run(launch: Result<Launch<'_>, LaunchError>) {
-    let launch = launch.unwrap();
+pub(crate) fn run(launch: &Launch<'_>) {
     let source = Source::of(launch.kernel()).unwrap();
     let name = format!("launch_{}", launch.kernel());
     // SAFETY: the library was made by `build`, with a function of this type for each kernel.

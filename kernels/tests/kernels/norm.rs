@@ -1,6 +1,6 @@
 //! RMSNorm and LayerNorm.
 
-use crate::emulator::run;
+use crate::executor::run;
 use crate::numbers::{FORMATS, Operand, Random};
 use optpipe_kernels::cuda::launch::Format;
 use optpipe_kernels::cuda::ops::norm::{Apply, BackwardInput, BackwardWeight, Forward, Norm, SumShares, shares};

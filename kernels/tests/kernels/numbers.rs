@@ -1,5 +1,6 @@
-//! Operands on the host, random numbers, comparisons.
+//! Operands, random numbers, comparisons.
 
+use crate::executor::Memory;
 use half::bf16;
 use optpipe_kernels::cuda::launch::{Format, Input, Output};
 
@@ -8,10 +9,9 @@ const GUARD: usize = 16;
 /// What they are.
 const UNTOUCHED: u8 = 0xa5;
 
-/// Memory of the host as a kernel's operand, between guards; the numbers at first NaN where none are given.
+/// Memory as a kernel's operand, between guards; the numbers at first NaN where none are given.
 pub(crate) struct Operand {
-    /// Whole vectors of 16 bytes, so that the first number is aligned as device memory is.
-    memory: Vec<[u64; 2]>,
+    memory: Memory,
     offset: usize,
     length: usize,
     format: Format,
@@ -20,9 +20,9 @@ pub(crate) struct Operand {
 impl Operand {
     /// Of so many numbers that nobody has written.
     pub(crate) fn unwritten(length: usize, format: Format) -> Self {
-        let guard = u64::from_ne_bytes([UNTOUCHED; 8]);
-        let vectors = ((length + 2 * GUARD) * format.bytes()).div_ceil(16) + 1;
-        let mut operand = Self { memory: vec![[guard; 2]; vectors], offset: GUARD, length, format };
+        let mut memory = Memory::new((length + 2 * GUARD + 1) * format.bytes());
+        memory.bytes_mut().fill(UNTOUCHED);
+        let mut operand = Self { memory, offset: GUARD, length, format };
         operand.bytes_mut().fill(0xff);
         operand
     }
@@ -30,7 +30,7 @@ impl Operand {
     /// As `unwritten`, but the first number is not aligned to 16 bytes.
     pub(crate) fn shifted(mut self) -> Self {
         let values = self.values();
-        self.memory.fill([u64::from_ne_bytes([UNTOUCHED; 8]); 2]);
+        self.memory.bytes_mut().fill(UNTOUCHED);
         self.offset = GUARD + 1;
         self.write(&values);
         self
@@ -66,26 +66,18 @@ impl Operand {
             .collect()
     }
 
-    fn whole(&self) -> &[u8] {
-        // SAFETY: every byte of the vectors is initialised, and the slice borrows them.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.memory.len() * 16) }
-    }
-
     fn range(&self) -> std::ops::Range<usize> {
         let start = self.offset * self.format.bytes();
         start..start + self.length * self.format.bytes()
     }
 
     fn bytes(&self) -> &[u8] {
-        &self.whole()[self.range()]
+        &self.memory.bytes()[self.range()]
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         let range = self.range();
-        // SAFETY: as in `whole`; the slice borrows them alone.
-        let whole =
-            unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast::<u8>(), self.memory.len() * 16) };
-        &mut whole[range]
+        &mut self.memory.bytes_mut()[range]
     }
 
     pub(crate) fn input(&self) -> Input<'_> {
@@ -104,7 +96,7 @@ impl Operand {
     #[track_caller]
     pub(crate) fn check(&self, what: &str, expected: &[f64], tolerance: f64, scale: f64) {
         let range = self.range();
-        let (before, after) = (&self.whole()[..range.start], &self.whole()[range.end..]);
+        let (before, after) = (&self.memory.bytes()[..range.start], &self.memory.bytes()[range.end..]);
         assert!(before.iter().chain(after).all(|&byte| byte == UNTOUCHED), "{what}: written outside of the operand");
         let rounding = if self.format == Format::Bf16 { 0.5f64.powi(8) } else { 0.5f64.powi(24) };
         let values = self.values();

@@ -1,6 +1,6 @@
 //! AdamW, SGD, and sums of gradients.
 
-use crate::emulator::run;
+use crate::executor::run;
 use crate::numbers::{FORMATS, Operand, Random};
 use half::bf16;
 use optpipe_kernels::cuda::launch::Format;
