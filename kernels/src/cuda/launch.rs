@@ -345,6 +345,22 @@ impl<'a> Builder<'a> {
         threads: u32,
         shared: u32,
     ) -> Result<Launch<'a>, LaunchError> {
+        self.on_blocks(format, blocks, (threads, 1), shared)
+    }
+
+    /// On a block a row; where a row is for one warp, on a block for several rows, along y.
+    pub(super) fn on_rows(self, format: Format, rows: usize, threads: u32) -> Result<Launch<'a>, LaunchError> {
+        let together = if threads == 32 { 8 } else { 1 };
+        self.on_blocks(format, (rows.div_ceil(together as usize), 1), (threads, together), 0)
+    }
+
+    fn on_blocks(
+        self,
+        format: Format,
+        blocks: (usize, usize),
+        (x, y): (u32, u32),
+        shared: u32,
+    ) -> Result<Launch<'a>, LaunchError> {
         let along = i32::try_from(blocks.0).ok().filter(|&x| x > 0);
         let across = u16::try_from(blocks.1).ok().filter(|&y| y > 0);
         let (Some(along), Some(across)) = (along, across) else {
@@ -352,7 +368,7 @@ impl<'a> Builder<'a> {
         };
         let config = LaunchConfig {
             grid_dim: (along.unsigned_abs(), across.into(), 1),
-            block_dim: (threads, 1, 1),
+            block_dim: (x, y, 1),
             shared_mem_bytes: shared,
         };
         let kernel = format!("{}_{}", self.name, format.suffix());

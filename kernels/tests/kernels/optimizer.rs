@@ -119,3 +119,34 @@ fn master_weights_go_with_bf16_alone() {
             .map(|_| ());
     assert_eq!(launch.unwrap_err().to_string(), "sgd: weights in bf16 need master weights");
 }
+
+/// Master weights are rounded to nearest, ties to even, as the host rounds.
+#[test]
+fn bf16_is_rounded_to_nearest() {
+    let mut random = Random(10);
+    let ties =
+        [0x3f80_8000u32, 0x3f81_8000, 0x3f80_8001, 0x3f80_7fff, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000];
+    let bits = ties.into_iter().chain((0..1000).map(|_| random.bits() as u32));
+    // Numbers below the least normal one may be flushed by the update's arithmetic.
+    let numbers = bits.map(f32::from_bits).filter(|x| !x.is_subnormal());
+    let values: Vec<f64> = numbers.map(f64::from).collect();
+    let count = values.len();
+    let mut master = Operand::of(&values, Format::F32);
+    let mut weights = Operand::unwritten(count, Format::Bf16);
+    let gradient = Operand::of(&vec![0.0; count], Format::F32);
+    run(Sgd {
+        weights: &mut weights.output(),
+        master: Some(&mut master.output()),
+        gradient: &gradient.input(),
+        count,
+        learning_rate: 0.1,
+    }
+    .launch());
+    for (value, weight) in values.iter().zip(weights.values()) {
+        let expected = bf16::from_f32(*value as f32).to_f64();
+        assert!(
+            weight == expected || (weight.is_nan() && expected.is_nan()),
+            "{value:e}: {weight:e}, not {expected:e}"
+        );
+    }
+}

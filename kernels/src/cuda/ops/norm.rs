@@ -57,7 +57,7 @@ pub struct Forward<'a, 'b> {
 }
 
 impl<'a> Forward<'a, '_> {
-    /// The launch, with a block a row.
+    /// The launch, with a block a row, or a warp where that is enough.
     ///
     /// # Errors
     /// Formats or lengths other than above.
@@ -70,9 +70,10 @@ impl<'a> Forward<'a, '_> {
         with_bias(builder, self.norm, self.bias, self.width, format)?
             .output("y", self.y, count, format)?
             .output("statistics", self.statistics, self.rows * self.norm.statistics(), Format::F32)?
+            .size("rows", self.rows)?
             .size("columns", self.width)?
             .argument(Argument::F32(self.epsilon))
-            .on(format, self.rows, row_threads(self.width, format, 2), 0)
+            .on_rows(format, self.rows, row_threads(self.width, format, 2))
     }
 }
 
@@ -114,7 +115,7 @@ pub struct Apply<'a, 'b> {
 }
 
 impl<'a> Apply<'a, '_> {
-    /// The launch, with a block a row.
+    /// The launch, with a block a row, or a warp where that is enough.
     ///
     /// # Errors
     /// Formats or lengths other than above.
@@ -127,8 +128,9 @@ impl<'a> Apply<'a, '_> {
         with_bias(builder, self.norm, self.bias, self.width, format)?
             .input("statistics", self.statistics, self.rows * self.norm.statistics(), Format::F32)?
             .output("y", self.y, count, format)?
+            .size("rows", self.rows)?
             .size("columns", self.width)?
-            .on(format, self.rows, row_threads(self.width, format, 2), 0)
+            .on_rows(format, self.rows, row_threads(self.width, format, 2))
     }
 }
 
@@ -156,7 +158,7 @@ pub struct BackwardInput<'a, 'b> {
 }
 
 impl<'a> BackwardInput<'a, '_> {
-    /// The launch, with a block a row.
+    /// The launch, with a block a row, or a warp where that is enough.
     ///
     /// # Errors
     /// Formats or lengths other than above.
@@ -172,8 +174,9 @@ impl<'a> BackwardInput<'a, '_> {
             .input("dy", self.dy, count, format)?
             .optional_input("residual", self.residual, count, format)?
             .output("dx", self.dx, count, format)?
+            .size("rows", self.rows)?
             .size("columns", self.width)?
-            .on(format, self.rows, row_threads(self.width, format, 2), 0)
+            .on_rows(format, self.rows, row_threads(self.width, format, 2))
     }
 }
 

@@ -1,15 +1,27 @@
 // RMSNorm (Zhang and Sennrich, 2019) and LayerNorm (Ba, Kiros and Hinton, 2016).
 //
 // Statistics by row, in f32: RMSNorm one number, 1 / root mean square; LayerNorm two, mean and 1 / standard
-// deviation. In all kernels but those of the weight's gradient a block takes a row, and what it reads twice it
-// finds in the L1 cache.
+// deviation. In all kernels but those of the weight's gradient the threads along x take a row, and what they read
+// twice they find in the L1 cache. Rows for one warp lie along y, several to a block.
+
+__device__ __forceinline__ u64 own_row() { return (u64)blockIdx.x * blockDim.y + threadIdx.y; }
+
+// The sums over a row's threads, in all of them.
+template <int K> __device__ __forceinline__ void row_sum(float (&x)[K]) {
+    if (blockDim.x == 32) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) x[k] = warp_sum(x[k]);
+    } else {
+        block_sum(x);
+    }
+}
 
 // The statistics of a row.
 template <bool CENTRED> struct Statistics {
     float mean, scale;
 };
 
-template <bool CENTRED> __device__ __forceinline__ Statistics<CENTRED> saved(const float *statistics, int row) {
+template <bool CENTRED> __device__ __forceinline__ Statistics<CENTRED> saved(const float *statistics, u64 row) {
     if constexpr (CENTRED) {
         return {statistics[2 * row], statistics[2 * row + 1]};
     } else {
@@ -28,7 +40,7 @@ __device__ __forceinline__ Statistics<CENTRED> measure(const T *x, int width, fl
 #pragma unroll
             for (int j = 0; j < N; ++j) sum[0] += v[j];
         }
-        block_sum(sum);
+        row_sum(sum);
         mean = sum[0] / width;
     }
     // From the mean, not from the sum of squares: that would cancel where the mean is large.
@@ -39,7 +51,7 @@ __device__ __forceinline__ Statistics<CENTRED> measure(const T *x, int width, fl
 #pragma unroll
         for (int j = 0; j < N; ++j) squares[0] += (v[j] - mean) * (v[j] - mean);
     }
-    block_sum(squares);
+    row_sum(squares);
     return {mean, rsqrtf(squares[0] / width + epsilon)};
 }
 
@@ -77,7 +89,7 @@ __device__ __forceinline__ void backward_row(const T *x, const T *weight, const 
             if constexpr (CENTRED) sums[1] += w[j] * g[j];
         }
     }
-    block_sum(sums);
+    row_sum(sums);
     const float along = sums[0] / width, ones = sums[1] / width;
     for (int i = threadIdx.x * N; i < width; i += blockDim.x * N) {
         float v[N], w[N], g[N], r[N];
@@ -170,16 +182,17 @@ template <typename T> __device__ __forceinline__ void sum_shares(const float *sh
 }
 
 template <bool CENTRED, typename T>
-__device__ __forceinline__ void forward(const T *x, const T *weight, const T *bias, T *y, float *statistics, int width,
-                                        float epsilon) {
+__device__ __forceinline__ void forward(const T *x, const T *weight, const T *bias, T *y, float *statistics, int rows,
+                                        int width, float epsilon) {
     constexpr int N = Vector<T>::length;
-    const u64 start = (u64)blockIdx.x * width;
+    const u64 own = own_row(), start = own * width;
+    if (own >= (u64)rows) return;
     const bool vectors = width % N == 0 && aligned(x) && aligned(weight) && aligned(bias) && aligned(y);
     const Statistics<CENTRED> row = vectors ? measure<CENTRED, T, N>(x + start, width, epsilon)
                                             : measure<CENTRED, T, 1>(x + start, width, epsilon);
     if (threadIdx.x == 0) {
-        if constexpr (CENTRED) statistics[2 * blockIdx.x] = row.mean;
-        statistics[CENTRED ? 2 * blockIdx.x + 1 : blockIdx.x] = row.scale;
+        if constexpr (CENTRED) statistics[2 * own] = row.mean;
+        statistics[CENTRED ? 2 * own + 1 : own] = row.scale;
     }
     if (vectors) {
         normalise<CENTRED, T, N>(x + start, weight, bias, y + start, width, row);
@@ -190,10 +203,11 @@ __device__ __forceinline__ void forward(const T *x, const T *weight, const T *bi
 
 template <bool CENTRED, typename T>
 __device__ __forceinline__ void apply(const T *x, const T *weight, const T *bias, const float *statistics, T *y,
-                                      int width) {
+                                      int rows, int width) {
     constexpr int N = Vector<T>::length;
-    const u64 start = (u64)blockIdx.x * width;
-    const Statistics<CENTRED> row = saved<CENTRED>(statistics, blockIdx.x);
+    const u64 own = own_row(), start = own * width;
+    if (own >= (u64)rows) return;
+    const Statistics<CENTRED> row = saved<CENTRED>(statistics, own);
     if (width % N == 0 && aligned(x) && aligned(weight) && aligned(bias) && aligned(y)) {
         normalise<CENTRED, T, N>(x + start, weight, bias, y + start, width, row);
     } else {
@@ -203,10 +217,11 @@ __device__ __forceinline__ void apply(const T *x, const T *weight, const T *bias
 
 template <bool CENTRED, typename T>
 __device__ __forceinline__ void backward_input(const T *x, const T *weight, const float *statistics, const T *dy,
-                                               const T *residual, T *dx, int width) {
+                                               const T *residual, T *dx, int rows, int width) {
     constexpr int N = Vector<T>::length;
-    const u64 start = (u64)blockIdx.x * width;
-    const Statistics<CENTRED> row = saved<CENTRED>(statistics, blockIdx.x);
+    const u64 own = own_row(), start = own * width;
+    if (own >= (u64)rows) return;
+    const Statistics<CENTRED> row = saved<CENTRED>(statistics, own);
     const T *added = residual == nullptr ? nullptr : residual + start;
     if (width % N == 0 && aligned(x) && aligned(weight) && aligned(dy) && aligned(residual) && aligned(dx)) {
         backward_row<CENTRED, T, N>(x + start, weight, dy + start, added, dx + start, width, row);
@@ -226,32 +241,33 @@ __device__ __forceinline__ void backward_weight(const T *x, const float *statist
 }
 
 #define KERNELS(T, suffix)                                                                                            \
-    KERNEL(1024) rms_norm_forward_##suffix(const T *x, const T *weight, T *y, float *statistics, int width,           \
+    KERNEL(1024) rms_norm_forward_##suffix(const T *x, const T *weight, T *y, float *statistics, int rows, int width, \
                                            float epsilon) {                                                           \
-        forward<false, T>(x, weight, nullptr, y, statistics, width, epsilon);                                         \
+        forward<false, T>(x, weight, nullptr, y, statistics, rows, width, epsilon);                                   \
     }                                                                                                                 \
-    KERNEL(1024) rms_norm_apply_##suffix(const T *x, const T *weight, const float *statistics, T *y, int width) {     \
-        apply<false, T>(x, weight, nullptr, statistics, y, width);                                                    \
+    KERNEL(1024) rms_norm_apply_##suffix(const T *x, const T *weight, const float *statistics, T *y, int rows,        \
+                                         int width) {                                                                 \
+        apply<false, T>(x, weight, nullptr, statistics, y, rows, width);                                              \
     }                                                                                                                 \
     KERNEL(1024) rms_norm_backward_input_##suffix(const T *x, const T *weight, const float *statistics, const T *dy,  \
-                                                  const T *residual, T *dx, int width) {                              \
-        backward_input<false, T>(x, weight, statistics, dy, residual, dx, width);                                     \
+                                                  const T *residual, T *dx, int rows, int width) {                    \
+        backward_input<false, T>(x, weight, statistics, dy, residual, dx, rows, width);                               \
     }                                                                                                                 \
     KERNEL(256) rms_norm_backward_weight_##suffix(const T *x, const float *statistics, const T *dy, float *dweight,   \
                                                   int rows, int width) {                                              \
         backward_weight<false, T>(x, statistics, dy, dweight, nullptr, rows, width);                                  \
     }                                                                                                                 \
     KERNEL(1024) layer_norm_forward_##suffix(const T *x, const T *weight, const T *bias, T *y, float *statistics,     \
-                                             int width, float epsilon) {                                              \
-        forward<true, T>(x, weight, bias, y, statistics, width, epsilon);                                             \
+                                             int rows, int width, float epsilon) {                                    \
+        forward<true, T>(x, weight, bias, y, statistics, rows, width, epsilon);                                       \
     }                                                                                                                 \
     KERNEL(1024) layer_norm_apply_##suffix(const T *x, const T *weight, const T *bias, const float *statistics, T *y, \
-                                           int width) {                                                               \
-        apply<true, T>(x, weight, bias, statistics, y, width);                                                        \
+                                           int rows, int width) {                                                     \
+        apply<true, T>(x, weight, bias, statistics, y, rows, width);                                                  \
     }                                                                                                                 \
     KERNEL(1024) layer_norm_backward_input_##suffix(const T *x, const T *weight, const float *statistics,             \
-                                                    const T *dy, const T *residual, T *dx, int width) {               \
-        backward_input<true, T>(x, weight, statistics, dy, residual, dx, width);                                      \
+                                                    const T *dy, const T *residual, T *dx, int rows, int width) {     \
+        backward_input<true, T>(x, weight, statistics, dy, residual, dx, rows, width);                                \
     }                                                                                                                 \
     KERNEL(256) layer_norm_backward_weight_##suffix(const T *x, const float *statistics, const T *dy, float *dweight, \
                                                     float *dbias, int rows, int width) {                              \
