@@ -145,10 +145,12 @@ inline bool release_warp(size_t warp, bool &released) {
 }
 
 // Runs one block to its end; what went wrong, or an empty text.
-inline std::string run_block() {
+inline std::string run_block(bool reversed) {
     const size_t count = block.fibers.size();
-    for (;;) {
-        for (auto &fiber : block.fibers) {
+    // Threads take turns in one order and then in the other, so that a missing barrier shows whoever comes first.
+    for (;; reversed = !reversed) {
+        for (size_t i = 0; i < count; ++i) {
+            Fiber &fiber = block.fibers[reversed ? count - 1 - i : i];
             if (fiber.waits == Waits::No) resume(fiber);
         }
         bool released = false;
@@ -234,7 +236,7 @@ inline const char *launch(void (*kernel)(A...), const unsigned *grid, const unsi
                     fiber.waits = Waits::No;
                     fiber.index = {unsigned(i % size[0]), unsigned(i / size[0] % size[1]), unsigned(i / size[0] / size[1])};
                 }
-                error = run_block();
+                error = run_block((x + y + z) % 2 == 1);
                 if (!error.empty()) {
                     error += " (block " + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
                     return error.c_str();
