@@ -100,8 +100,12 @@ pub fn compile(source: Source, architecture: Architecture) -> Result<Compiled, C
     let text = CString::new(source.program()).map_err(|e| failed("read", e.to_string()))?;
     let name = CString::new(format!("{}.cu", source.name)).map_err(|e| failed("read", e.to_string()))?;
     let program = Program(result::create_program(&text, Some(&name)).map_err(|e| failed("read", e.to_string()))?);
-    let options =
-        [format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--extra-device-vectorization".into()];
+    // Closures cannot be marked as device code without an extension of the language.
+    let options = [
+        format!("--gpu-architecture={architecture}"),
+        "--std=c++17".into(),
+        "--device-as-default-execution-space".into(),
+    ];
     // SAFETY: the program was created above and is destroyed when it is dropped.
     let outcome = unsafe { result::compile_program(program.0, &options) };
     // SAFETY: as above.

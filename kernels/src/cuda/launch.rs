@@ -104,6 +104,14 @@ pub enum LaunchError {
     /// No source has a kernel of this name.
     #[error("there is no kernel `{0}`")]
     Unknown(String),
+    /// A stream of one device, kernels of another.
+    #[error("the stream belongs to device {stream}, the kernels to device {kernels}")]
+    Device {
+        /// The stream's.
+        stream: usize,
+        /// The kernels'.
+        kernels: usize,
+    },
     /// The driver refuses.
     #[error("the NVIDIA driver refuses to {step} the kernel `{kernel}`: {error}")]
     Driver {
@@ -432,6 +440,9 @@ impl Kernels {
     /// # Errors
     /// No NVRTC for a kernel that is launched for the first time; what the driver refuses.
     pub fn run(&self, stream: &CudaStream, launch: &Launch<'_>) -> Result<(), LaunchError> {
+        if stream.context().cu_ctx() != self.context.cu_ctx() {
+            return Err(LaunchError::Device { stream: stream.context().ordinal(), kernels: self.context.ordinal() });
+        }
         let function = self.function(&launch.kernel)?;
         let refused_it = |step, error| refused(step, &launch.kernel)(error);
         let shared = launch.config.shared_mem_bytes;

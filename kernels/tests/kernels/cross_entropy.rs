@@ -7,8 +7,8 @@ use optpipe_kernels::cuda::ops::cross_entropy::{Backward, Forward, Mean};
 use optpipe_kernels::reference::cross_entropy as reference;
 
 /// Rows, vocabulary, entries of a block.
-const SHAPES: [(usize, usize, usize); 6] =
-    [(1, 1, 1), (3, 50, 50), (4, 100, 33), (2, 4096, 4096), (3, 5003, 2048), (1100, 9, 4)];
+const SHAPES: [(usize, usize, usize); 7] =
+    [(1, 1, 1), (3, 50, 50), (4, 100, 33), (2, 4096, 4096), (3, 5003, 2048), (1100, 9, 4), (2, 40_000, 40_000)];
 
 /// Columns of a row-by-row matrix.
 fn block(logits: &[f64], vocabulary: usize, first: usize, columns: usize) -> Vec<f64> {

@@ -9,8 +9,8 @@ use optpipe_kernels::reference::norm as reference;
 const EPSILON: f64 = 1e-5;
 
 /// Rows and width: one number, less than a warp, no whole vectors, several vectors a thread, several tiles of
-/// columns and shares of rows.
-const SHAPES: [(usize, usize); 7] = [(1, 1), (3, 24), (5, 37), (2, 264), (4, 1031), (3, 4096), (75, 300)];
+/// columns and shares of rows, more vectors than threads keep.
+const SHAPES: [(usize, usize); 8] = [(1, 1), (3, 24), (5, 37), (2, 264), (4, 1031), (3, 4096), (75, 300), (2, 20_480)];
 
 /// A case's numbers, rounded as the operands are.
 struct Case {

@@ -73,8 +73,13 @@ impl<'a> Forward<'a, '_> {
             .size("rows", self.rows)?
             .size("columns", self.width)?
             .argument(Argument::F32(self.epsilon))
-            .on_rows(format, self.rows, row_threads(self.width, format, 2))
+            .on_rows(format, self.rows, threads(self.width, format))
     }
+}
+
+/// Threads of a row, of which each keeps up to 4 vectors; of rows of more than 2048 vectors each reads more.
+fn threads(width: usize, format: Format) -> u32 {
+    row_threads(width, format, 4).min(512)
 }
 
 /// The bias, which LayerNorm's kernels have as an argument.
@@ -130,7 +135,7 @@ impl<'a> Apply<'a, '_> {
             .output("y", self.y, count, format)?
             .size("rows", self.rows)?
             .size("columns", self.width)?
-            .on_rows(format, self.rows, row_threads(self.width, format, 2))
+            .on_rows(format, self.rows, threads(self.width, format))
     }
 }
 
@@ -176,7 +181,7 @@ impl<'a> BackwardInput<'a, '_> {
             .output("dx", self.dx, count, format)?
             .size("rows", self.rows)?
             .size("columns", self.width)?
-            .on_rows(format, self.rows, row_threads(self.width, format, 2))
+            .on_rows(format, self.rows, threads(self.width, format))
     }
 }
 

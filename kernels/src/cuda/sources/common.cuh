@@ -54,20 +54,24 @@ template <typename T> struct Vector {
     static constexpr int length = 16 / sizeof(T);
 };
 
+// A vector to f32.
+template <typename T> __device__ __forceinline__ void unpack(uint4 raw, float (&to)[Vector<T>::length]) {
+    const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if constexpr (sizeof(T) == 4) {
+            to[i] = __uint_as_float(words[i]);
+        } else {
+            to[2 * i] = __uint_as_float(words[i] << 16);
+            to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        }
+    }
+}
+
 // `N` numbers from `from` to f32: by 16 bytes where N is a vector's length, else one by one.
 template <int N, typename T> __device__ __forceinline__ void load(const T *from, float (&to)[N]) {
     if constexpr (N == Vector<T>::length) {
-        const uint4 raw = *reinterpret_cast<const uint4 *>(from);
-        const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if constexpr (sizeof(T) == 4) {
-                to[i] = __uint_as_float(words[i]);
-            } else {
-                to[2 * i] = __uint_as_float(words[i] << 16);
-                to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-            }
-        }
+        unpack<T>(*reinterpret_cast<const uint4 *>(from), to);
     } else {
 #pragma unroll
         for (int i = 0; i < N; ++i) to[i] = widen(from[i]);

@@ -18,13 +18,42 @@ __device__ __forceinline__ float block_max(float x) {
     return x;
 }
 
+// Vectors that a thread loads before it uses them, so that all are under way at once.
+constexpr int BATCH = 4;
+
+// Calls `f(i, numbers)` for each of the thread's vectors in the row, at column i.
+template <int N, typename T, typename F> __device__ __forceinline__ void for_own(const T *row, int columns, F f) {
+    if constexpr (N == 1) {
+        for (int i = threadIdx.x; i < columns; i += blockDim.x) {
+            const float v[1] = {widen(row[i])};
+            f(i, v);
+        }
+    } else {
+        const int step = blockDim.x * N;
+        for (int first = threadIdx.x * N; first < columns; first += BATCH * step) {
+            uint4 raw[BATCH];
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) {
+                const int i = first + k * step;
+                if (i < columns) raw[k] = *reinterpret_cast<const uint4 *>(row + i);
+            }
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) {
+                const int i = first + k * step;
+                if (i >= columns) continue;
+                float v[N];
+                unpack<T>(raw[k], v);
+                f(i, v);
+            }
+        }
+    }
+}
+
 // In one pass over the row (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018).
-template <typename T, int N> __device__ __forceinline__ float log_sum_exp(const T *logits, int columns) {
+template <int N, typename T> __device__ __forceinline__ float log_sum_exp(const T *logits, int columns) {
     // Finite, so that it can be subtracted from itself.
     float greatest = -3.402823466e38f, sum[1] = {0.0f};
-    for (int i = threadIdx.x * N; i < columns; i += blockDim.x * N) {
-        float v[N];
-        load<N>(logits + i, v);
+    for_own<N>(logits, columns, [&](int, const float(&v)[N]) {
         float local = v[0];
 #pragma unroll
         for (int j = 1; j < N; ++j) local = fmaxf(local, v[j]);
@@ -34,7 +63,7 @@ template <typename T, int N> __device__ __forceinline__ float log_sum_exp(const 
         }
 #pragma unroll
         for (int j = 0; j < N; ++j) sum[0] += __expf(v[j] - greatest);
-    }
+    });
     const float whole = block_max(greatest);
     sum[0] *= __expf(greatest - whole);
     block_sum(sum);
@@ -47,8 +76,8 @@ __device__ __forceinline__ void forward(const T *logits, const u32 *targets, flo
     constexpr int N = Vector<T>::length;
     const u64 row = blockIdx.x;
     const T *own = logits + row * columns;
-    const float block = columns % N == 0 && aligned(logits) ? log_sum_exp<T, N>(own, columns)
-                                                            : log_sum_exp<T, 1>(own, columns);
+    const float block = columns % N == 0 && aligned(logits) ? log_sum_exp<N>(own, columns)
+                                                            : log_sum_exp<1>(own, columns);
     if (threadIdx.x != 0) return;
     if (first == 0) {
         log_sums[row] = block;
@@ -62,18 +91,17 @@ __device__ __forceinline__ void forward(const T *logits, const u32 *targets, flo
 }
 
 // logits -> (softmax - 1 at the target) * scale
-template <typename T, int N>
+template <int N, typename T>
 __device__ __forceinline__ void backward_row(T *logits, int columns, u32 target, float log_sum, float scale) {
-    for (int i = threadIdx.x * N; i < columns; i += blockDim.x * N) {
-        float v[N];
-        load<N>(logits + i, v);
+    for_own<N>(static_cast<const T *>(logits), columns, [&](int i, const float(&v)[N]) {
+        float gradient[N];
 #pragma unroll
         for (int j = 0; j < N; ++j) {
             const float hit = (u32)(i + j) == target ? 1.0f : 0.0f;
-            v[j] = (__expf(v[j] - log_sum) - hit) * scale;
+            gradient[j] = (__expf(v[j] - log_sum) - hit) * scale;
         }
-        store<N>(logits + i, v);
-    }
+        store<N>(logits + i, gradient);
+    });
 }
 
 template <typename T>
@@ -84,9 +112,9 @@ __device__ __forceinline__ void backward(T *logits, const u32 *targets, const fl
     const u32 target = targets[row] - (u32)first;
     const float log_sum = log_sums[row], scale = *gradient * factor;
     if (columns % N == 0 && aligned(logits)) {
-        backward_row<T, N>(logits + row * columns, columns, target, log_sum, scale);
+        backward_row<N>(logits + row * columns, columns, target, log_sum, scale);
     } else {
-        backward_row<T, 1>(logits + row * columns, columns, target, log_sum, scale);
+        backward_row<1>(logits + row * columns, columns, target, log_sum, scale);
     }
 }
 
