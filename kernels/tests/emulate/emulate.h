@@ -145,17 +145,27 @@ inline bool release_warp(size_t warp, bool &released) {
 }
 
 // Runs one block to its end; what went wrong, or an empty text.
+//
+// A warp runs as far as it can before the next one does: where a barrier is missing, the others then find what it
+// has overwritten. Warps and lanes take turns in one order and then in the other, so that it shows whoever has to
+// come first.
 inline std::string run_block(bool reversed) {
-    const size_t count = block.fibers.size();
-    // Threads take turns in one order and then in the other, so that a missing barrier shows whoever comes first.
+    const size_t count = block.fibers.size(), warps = block.warps.size();
     for (;; reversed = !reversed) {
-        for (size_t i = 0; i < count; ++i) {
-            Fiber &fiber = block.fibers[reversed ? count - 1 - i : i];
-            if (fiber.waits == Waits::No) resume(fiber);
-        }
-        bool released = false;
-        for (size_t warp = 0; warp < block.warps.size(); ++warp) {
-            if (!release_warp(warp, released)) return "lanes of a warp meet different operations or masks";
+        bool any = false;
+        for (size_t i = 0; i < warps; ++i) {
+            const size_t warp = reversed ? warps - 1 - i : i, first = warp * 32;
+            const size_t lanes = count - first < 32 ? count - first : 32;
+            bool released = true;
+            for (bool backwards = reversed; released; backwards = !backwards) {
+                for (size_t j = 0; j < lanes; ++j) {
+                    Fiber &fiber = block.fibers[first + (backwards ? lanes - 1 - j : j)];
+                    if (fiber.waits == Waits::No) resume(fiber);
+                }
+                released = false;
+                if (!release_warp(warp, released)) return "lanes of a warp meet different operations or masks";
+                any = any || released;
+            }
         }
         size_t barrier = 0, over = 0;
         for (auto &fiber : block.fibers) {
@@ -167,7 +177,7 @@ inline std::string run_block(bool reversed) {
             // Unlike the hardware, which counts the threads that are left: a barrier is for all.
             if (over != 0) return "a barrier that some threads never reach";
             for (auto &fiber : block.fibers) fiber.waits = Waits::No;
-        } else if (!released) {
+        } else if (!any) {
             return "threads wait for others that never come";
         }
     }

@@ -136,6 +136,15 @@ mod tests {
                 // No barrier.
                 out[blockIdx.x * 64 + threadIdx.x] = shared[upper ? 63 : 0];
             }
+            extern "C" __global__ void overwritten(int *out) {
+                __shared__ int shared;
+                for (int i = 0; i < 2; ++i) {
+                    // No barrier between a round's reads and the next one's write.
+                    if (threadIdx.x == 0) shared = i;
+                    __syncthreads();
+                    out[blockIdx.x * 128 + i * 64 + threadIdx.x] = __shfl_sync(0xffffffffu, shared, 3);
+                }
+            }
             extern "C" __global__ void unwritten(unsigned *out) {
                 DYNAMIC_SHARED(unsigned, dynamic);
                 out[0] = dynamic[0];
@@ -148,6 +157,7 @@ mod tests {
             "missed_lane",
             "different_operations",
             "race",
+            "overwritten",
             "unwritten",
         ],
     };
@@ -189,6 +199,10 @@ mod tests {
             launch("race", 2, (64, 1), &[Argument::I32(upper), pointer(&mut read)]).unwrap();
             assert!(read.contains(&0), "{upper}");
         }
+        // As are numbers that are written before all have read the ones before them.
+        let mut read = vec![9i32; 256];
+        launch("overwritten", 2, (64, 1), &[pointer(&mut read)]).unwrap();
+        assert!(read[..64].contains(&1) || read[128..192].contains(&1));
         // After an error the next launch is as any other.
         let mut word = vec![0u32];
         launch("unwritten", 1, (1, 1), &[pointer(&mut word)]).unwrap();
