@@ -10,6 +10,7 @@
 //! | [`cpu`] | the backend of this machine's processor |
 //! | [`cuda`] | NVIDIA devices, and own kernels for them |
 //! | [`reference`] | what these kernels compute, as plain loops in f64 |
+//! | [`rig`] | what measuring copies needs of a machine |
 //! | [`gradient`] | sums over microbatches, in place |
 //! | [`reuse`] | large blocks of memory, kept for the next use |
 //! | [`alloc`] | a counting global allocator |
@@ -26,3 +27,4 @@ pub mod cuda;
 pub mod gradient;
 pub mod reference;
 pub mod reuse;
+pub mod rig;

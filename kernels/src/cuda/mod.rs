@@ -6,10 +6,18 @@
 //! compile every source for the architectures of data centre GPUs, and run every launch on this machine's
 //! processor against the reference.
 
+pub mod affinity;
 pub mod compile;
+pub mod describe;
 mod devices;
+mod gate;
 pub mod launch;
+mod memory;
+pub mod nvml;
 pub mod ops;
+mod product;
+pub mod rig;
 pub mod sources;
+pub mod topology;
 
 pub use devices::{CudaDevice, CudaError, devices};
