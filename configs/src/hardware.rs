@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::file::{self, Check, Invalid};
 use crate::profile::Sample;
 
+pub mod details;
+
+use details::Details;
+
 /// The devices of a pipeline and the links between them and the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -40,6 +44,9 @@ pub struct Hardware {
     pub reload_channel: Vec<usize>,
     /// Wall time the calibration took, ns.
     pub cost_ns: u64,
+    /// What a calibration of GPUs says beyond that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Box<Details>>,
 }
 
 /// One device.
@@ -85,6 +92,48 @@ impl Link {
             return 0;
         }
         (self.latency_ns + bytes as f64 / self.bytes_per_second * 1e9).ceil() as u64
+    }
+}
+
+impl Hardware {
+    /// What sending bytes from one device to another takes, ns: over the link between the two where it was
+    /// measured, else over `send`.
+    pub fn send_ns(&self, from: usize, to: usize, bytes: u64) -> u64 {
+        let Some(details) = &self.details else { return self.send.copy_ns(bytes) };
+        let next = (from + 1) % self.devices.len().max(1);
+        if let Some(send) = details.links.get(from).filter(|_| to == next).and_then(|links| links.send.as_ref()) {
+            return send.copy_ns(bytes);
+        }
+        let pair = details.pairs.iter().find(|pair| (pair.from, pair.to) == (from, to));
+        match pair.and_then(|pair| pair.send_bytes_per_second) {
+            Some(bytes_per_second) => Link { bytes_per_second, ..self.send.clone() }.copy_ns(bytes),
+            None => self.send.copy_ns(bytes),
+        }
+    }
+
+    /// The same machine with so many devices: the first ones, or, where there are fewer, all of them in turn,
+    /// those on one another sharing its channels and its memory.
+    #[must_use]
+    pub fn placed(mut self, devices: usize) -> Hardware {
+        let found = self.devices.len();
+        if devices == found || found == 0 {
+            return self;
+        }
+        let on: Vec<usize> = (0..devices).map(|device| device % found).collect();
+        let sharers = |place: usize| on.iter().filter(|&&other| other == place).count().max(1) as u64;
+        self.devices = on
+            .iter()
+            .map(|&place| {
+                let device = &self.devices[place];
+                Device { memory_bytes: device.memory_bytes / sharers(place), ..device.clone() }
+            })
+            .collect();
+        self.offload_channel = on.iter().map(|&place| self.offload_channel[place]).collect();
+        self.reload_channel = on.iter().map(|&place| self.reload_channel[place]).collect();
+        if let Some(details) = self.details.as_mut().filter(|details| details.links.len() == found) {
+            details.links = on.iter().map(|&place| details.links[place].clone()).collect();
+        }
+        self
     }
 }
 
@@ -140,6 +189,9 @@ impl Check for Hardware {
                 ));
             }
         }
+        if let Some(details) = &self.details {
+            details.check(self.devices.len())?;
+        }
         Ok(())
     }
 }
@@ -190,6 +242,7 @@ pub(crate) mod tests {
             offload_channel: (0..memory.len()).collect(),
             reload_channel: (memory.len()..2 * memory.len()).collect(),
             cost_ns: 1,
+            details: None,
         }
     }
 
@@ -197,6 +250,54 @@ pub(crate) mod tests {
     fn a_copy_takes_latency_and_transfer() {
         let link = hardware("cpu", &[1]).offload;
         assert_eq!([0, 1, 1_000_000].map(|bytes| link.copy_ns(bytes)), [0, 1001, 1_001_000]);
+    }
+
+    #[test]
+    fn devices_on_one_another_share_its_memory_and_channels() {
+        let placed = hardware("cuda", &[300, 200]).placed(3);
+        placed.check().unwrap();
+        let memory: Vec<u64> = placed.devices.iter().map(|device| device.memory_bytes).collect();
+        assert_eq!(memory, [150, 200, 150]);
+        assert_eq!((placed.offload_channel, placed.reload_channel), (vec![0, 1, 0], vec![2, 3, 2]));
+        let fewer = hardware("cuda", &[300, 200]).placed(1);
+        assert_eq!((fewer.devices.len(), fewer.devices[0].memory_bytes), (1, 300));
+        fewer.check().unwrap();
+    }
+
+    #[test]
+    fn details_are_checked_and_may_be_absent() {
+        use super::details::DeviceLinks;
+        let mut hardware = hardware("cuda", &[1 << 30, 1 << 30]);
+        let link = hardware.offload.clone();
+        let links = DeviceLinks {
+            offload: link.clone(),
+            reload: link.clone(),
+            offload_duplex: link.clone(),
+            reload_duplex: link,
+            offload_neighbour: None,
+            reload_neighbour: None,
+            neighbour: None,
+            send: None,
+        };
+        hardware.details = Some(Box::new(Details { links: vec![links.clone()], ..Details::default() }));
+        assert_eq!(hardware.check().unwrap_err().field, "details.links");
+        // Sends go over the link that was measured.
+        let mut fast = hardware.clone();
+        let send = Link { bytes_per_second: 1e11, ..links.offload.clone() };
+        let pair = details::Pair { from: 1, to: 0, send_bytes_per_second: Some(1e10), ..details::Pair::default() };
+        let sender = DeviceLinks { send: Some(send), ..links.clone() };
+        fast.details =
+            Some(Box::new(Details { links: vec![sender, links.clone()], pairs: vec![pair], ..Details::default() }));
+        assert_eq!([fast.send_ns(0, 1, 100_000), fast.send_ns(1, 0, 100_000)], [2_000, 11_000]);
+        assert_eq!(fast.send_ns(1, 1, 100_000), 101_000);
+        let mut slow = links.clone();
+        slow.reload_duplex.bytes_per_second = 0.0;
+        hardware.details = Some(Box::new(Details { links: vec![links, slow], ..Details::default() }));
+        assert_eq!(hardware.check().unwrap_err().field, "details.links[1].reload_duplex.bytes_per_second");
+        let text = serde_yaml::to_string(&hardware).unwrap();
+        assert_eq!(serde_yaml::from_str::<Hardware>(&text).unwrap(), hardware);
+        hardware.details = None;
+        assert!(!serde_yaml::to_string(&hardware).unwrap().contains("details"));
     }
 
     #[test]

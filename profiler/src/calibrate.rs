@@ -22,6 +22,7 @@
 //! points show that.
 
 pub mod fit;
+pub mod gpu;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,6 +35,7 @@ use optpipe_configs::hardware::{CopyPoint, Device, Hardware, Link};
 use optpipe_kernels::arena::HostTensor;
 use optpipe_kernels::backend::Backend;
 use optpipe_kernels::copy::CopyError;
+use optpipe_kernels::rig::{self, RigError};
 
 use crate::timing::{Collector, Timing, TimingOptions, nanoseconds};
 
@@ -85,6 +87,22 @@ pub enum CalibrateError {
     /// A thread could not be started, or died.
     #[error("calibration: a measuring thread failed: {0}")]
     Thread(String),
+    /// Work of a GPU cannot be timed.
+    #[error("calibration: {work}: {error}")]
+    Rig {
+        /// The work.
+        work: rig::Work,
+        /// Why not.
+        error: RigError,
+    },
+    /// Copies that a plan cannot do without cannot be timed.
+    #[error("calibration: {what}: {reason}")]
+    Required {
+        /// The test.
+        what: String,
+        /// Why not.
+        reason: String,
+    },
 }
 
 impl From<candle_core::Error> for CalibrateError {
@@ -155,6 +173,7 @@ pub fn calibrate(
         offload_channel: (0..devices.len()).collect(),
         reload_channel: (devices.len()..2 * devices.len()).collect(),
         cost_ns: nanoseconds(began.elapsed()),
+        details: None,
     })
 }
 

@@ -6,7 +6,8 @@
 //! - Offloads and reloads of a stage are one copy of its offloadable bytes. Its rate is the slowest
 //!   of the measured situations that the hardware's channels allow at the same time: the other
 //!   direction, where offload and reload have channels of their own, and the neighbouring device,
-//!   where it has. In a pipeline in its steady state all of these run together.
+//!   where it has. In a pipeline in its steady state all of these run together. Where the hardware has
+//!   links of each device they count, else those of device 0 for all.
 //! - An activation or gradient sent to the next stage is one copy over the link between devices.
 
 use optpipe_configs::file::{Check, Invalid};
@@ -129,7 +130,7 @@ pub fn unlimited(profile: &Profile, hardware: &Hardware, job: &Job, model: &Mode
         ));
     }
 
-    let (copy_out, copy_in) = copies(hardware);
+    let copies: Vec<(Vec<&Link>, Vec<&Link>)> = (0..devices).map(|device| copies(hardware, device)).collect();
     let mut t = Times {
         forward: Vec::new(),
         backward_input: Vec::new(),
@@ -159,13 +160,14 @@ pub fn unlimited(profile: &Profile, hardware: &Hardware, job: &Job, model: &Mode
         sizes.weight_context.push(sum(|x| x.bytes.weight_context));
         let offloadable: u64 = held.iter().map(|x| x.bytes.offloadable).sum();
         sizes.offloadable.push(to_i64(offloadable));
-        t.offload.push(slowest(&copy_out, offloadable));
-        t.reload.push(slowest(&copy_in, offloadable));
+        let (copy_out, copy_in) = &copies[placement[s]];
+        t.offload.push(slowest(copy_out, offloadable));
+        t.reload.push(slowest(copy_in, offloadable));
         if s + 1 < ranges.len() {
             let output = held.last().map_or(0, |layer| layer.bytes.output);
-            let send = to_i64(hardware.send.copy_ns(output));
-            t.send_forward.push(send);
-            t.send_backward.push(send);
+            let (here, there) = (placement[s], placement[s + 1]);
+            t.send_forward.push(to_i64(hardware.send_ns(here, there, output)));
+            t.send_backward.push(to_i64(hardware.send_ns(there, here, output)));
         }
         let largest = held.iter().map(|layer| layer.bytes.workspace).max().unwrap_or(0);
         let device = placement[s];
@@ -312,8 +314,19 @@ pub fn total_ns(layer: &LayerProfile) -> u64 {
         .saturating_add(layer.backward_weight.median_ns)
 }
 
-/// The links that may limit offloads and reloads; see the module's text.
-fn copies(hardware: &Hardware) -> (Vec<&Link>, Vec<&Link>) {
+/// The links that may limit a device's offloads and reloads; see the module's text.
+fn copies(hardware: &Hardware, device: usize) -> (Vec<&Link>, Vec<&Link>) {
+    if let Some(own) = hardware.details.as_ref().and_then(|details| details.links.get(device)) {
+        let (mut out, mut back) = (vec![&own.offload], vec![&own.reload]);
+        if hardware.offload_channel[device] != hardware.reload_channel[device] {
+            out.push(&own.offload_duplex);
+            back.push(&own.reload_duplex);
+        }
+        // Measured beside devices on other channels only.
+        out.extend(&own.offload_neighbour);
+        back.extend(&own.reload_neighbour);
+        return (out, back);
+    }
     let (mut out, mut back) = (vec![&hardware.offload], vec![&hardware.reload]);
     let both_ways = |(o, r): (&usize, &usize)| o != r;
     if hardware.offload_channel.iter().zip(&hardware.reload_channel).any(both_ways) {

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use optpipe_configs::file;
+use optpipe_configs::hardware::details::TestStatus;
 use optpipe_configs::hardware::{Hardware, Link};
 use optpipe_configs::job::Job;
+use optpipe_kernels::backend::{BackendError, BackendKind};
+use optpipe_kernels::cuda;
 
+use super::gpus;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -17,16 +21,23 @@ use crate::{table, text};
 #[command(after_help = "\
 Each link is fitted as latency + bytes / bandwidth; `residual` is the median relative error of the fit.
 
+GPUs are described, too, and measured further: each device's links, who shares a channel with whom, what
+copies and matrix products cost one another, with a verdict in words. Nothing else should use them meanwhile.
+
 Example:
   optpipe calibrate --devices 2 -o hardware.yaml
+  optpipe calibrate --backend cuda -o hardware.yaml --json
   optpipe solve job.yaml --hardware hardware.yaml -o schedule.yaml")]
 pub(super) struct Args {
     /// Where to write hardware.yaml; without it only the numbers are printed
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// Devices to calibrate
-    #[arg(long, default_value_t = 2)]
-    devices: usize,
+    /// `cpu` or `cuda`; without it cuda where there are a driver and a GPU, else cpu
+    #[arg(long, value_parser = backend)]
+    backend: Option<BackendKind>,
+    /// Devices to calibrate; without it all GPUs, or 2 devices of the CPU backend
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    devices: Option<u16>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -35,19 +46,60 @@ pub(super) struct Args {
     quiet: bool,
 }
 
+fn backend(name: &str) -> std::result::Result<BackendKind, String> {
+    name.parse().map_err(|e: BackendError| e.to_string())
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
-    let mut job = Job::default();
-    job.pipeline.devices = args.devices;
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
-    let backend = local::open(&job)?;
-    progress.phase("calibrating: copies between device and host");
-    let hardware = local::calibrate(&*backend, &progress, cancel)?;
+    let kind = args.backend.unwrap_or_else(|| {
+        let (kind, why) = match cuda::devices() {
+            Ok(found) => (BackendKind::Cuda, text::list(&found, |device| device.name.clone())),
+            Err(missing) => (BackendKind::Cpu, missing.to_string()),
+        };
+        progress.line(&format!("backend {kind}: {why}"));
+        kind
+    });
+    let devices = args.devices.map(usize::from);
+    let hardware = match kind {
+        BackendKind::Cpu => {
+            let mut job = Job::default();
+            job.pipeline.devices = devices.unwrap_or(2);
+            let backend = local::open(&job)?;
+            progress.phase("calibrating: copies between device and host");
+            local::calibrate(&*backend, &progress, cancel)?
+        }
+        BackendKind::Cuda => {
+            progress.phase("calibrating: opening the devices");
+            local::calibrate_gpus(devices, &progress, cancel)?
+        }
+    };
     progress.done();
     if let Some(path) = &args.output {
         file::write(path, &hardware).map_err(Error::write)?;
     }
-    if args.json { super::emit_json(&hardware) } else { super::emit(&report(&hardware, args)) }
+    if args.json {
+        super::emit_json(&hardware)?
+    } else {
+        super::emit(&report(&hardware, args))?
+    }
+    intact(&hardware)
+}
+
+/// Numbers from copies that did not arrive intact are written, so that they can be looked at, but are no
+/// success.
+fn intact(hardware: &Hardware) -> Result<()> {
+    let tests = hardware.details.iter().flat_map(|details| &details.tests);
+    let failed: Vec<String> = tests
+        .filter(|test| test.status == TestStatus::Failed)
+        .map(|test| format!("{}: {}", test.name, test.reason.as_deref().unwrap_or("no reason")))
+        .collect();
+    match failed.as_slice() {
+        [] => Ok(()),
+        [one] => Err(Error::failed(format!("a test failed: {one}"))),
+        [first, rest @ ..] => Err(Error::failed(format!("{} tests failed; the first: {first}", rest.len() + 1))),
+    }
 }
 
 fn report(hardware: &Hardware, args: &Args) -> String {
@@ -82,6 +134,9 @@ fn report(hardware: &Hardware, args: &Args) -> String {
             hardware.offload_channel[index],
             hardware.reload_channel[index]
         ));
+    }
+    if let Some(details) = &hardware.details {
+        lines.extend(gpus::measured(details));
     }
     lines.push(format!(
         "backend {}, clock {}, took {}",

@@ -1,14 +1,16 @@
 //! `optpipe devices`
 
-use optpipe_kernels::cuda::{self, CudaDevice};
+use optpipe_configs::hardware::details::{Gpu, Software};
+use optpipe_profiler::calibrate::gpu::{self, Relation};
 use serde::Serialize;
 
+use super::gpus;
 use crate::error::Result;
-use crate::text;
 
 /// List the devices that this machine offers
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+GPUs are described by the NVIDIA driver, NVML and Linux; what they do not tell is listed with the reason.
 Without an NVIDIA driver the CPU backend stands in: its devices are threads with memory limits of
 their own, and everything but the speed is real.
 
@@ -23,54 +25,70 @@ pub(super) struct Args {
 #[derive(Serialize)]
 struct Found {
     cpu_cores: usize,
-    cuda: Vec<Cuda>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    software: Option<Software>,
+    cuda: Vec<Gpu>,
+    pairs: Vec<Pair>,
+    verdicts: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cuda_missing: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Cuda {
-    name: String,
-    memory_bytes: u64,
-    compute_capability: String,
-    multiprocessors: usize,
+struct Pair {
+    devices: [usize; 2],
     #[serde(skip_serializing_if = "Option::is_none")]
-    driver_version: Option<String>,
+    common_ancestor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_access: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<String>,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let cpu_cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (cuda, cuda_missing) = match cuda::devices() {
-        Ok(devices) => (devices.into_iter().map(describe).collect(), None),
-        Err(e) => (Vec::new(), Some(e.to_string())),
-    };
-    let found = Found { cpu_cores, cuda, cuda_missing };
-    if args.json {
-        return super::emit_json(&found);
-    }
     let mut lines = vec![format!("backend cpu: {cpu_cores} cores (in a job: `backend: cpu`)")];
-    for (i, device) in found.cuda.iter().enumerate() {
-        lines.push(format!(
-            "backend cuda: device {i}: {}, {}, compute capability {}, {} multiprocessors",
-            device.name,
-            text::bytes(device.memory_bytes),
-            device.compute_capability,
-            device.multiprocessors
-        ));
-    }
-    if let Some(why) = &found.cuda_missing {
-        lines.push(format!("backend cuda: {why}"));
-    }
-    super::emit(&lines.join("\n"))
+    let found = match gpu::describe() {
+        Ok((_, described)) => {
+            let version = |name: &str, version: &Option<String>| version.as_ref().map(|v| format!("{name} {v}"));
+            let software = &described.software;
+            let versions: Vec<String> = [
+                version("driver", &software.driver),
+                version("for CUDA up to", &software.cuda),
+                version("NVML", &software.nvml),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
+            lines.push(format!("backend cuda: {}", versions.join(", ")));
+            lines.extend(described.gpus.iter().flat_map(gpus::description));
+            lines.extend(gpus::relations(&described.relations));
+            let verdicts = gpu::first_verdicts(&described.gpus);
+            lines.extend(verdicts.iter().map(|verdict| format!("- {verdict}")));
+            Found {
+                cpu_cores,
+                software: Some(described.software),
+                cuda: described.gpus,
+                pairs: described.relations.iter().map(pair).collect(),
+                verdicts,
+                cuda_missing: None,
+            }
+        }
+        Err(missing) => {
+            lines.push(format!("backend cuda: {missing}"));
+            let cuda_missing = Some(missing.to_string());
+            Found { cpu_cores, software: None, cuda: Vec::new(), pairs: Vec::new(), verdicts: Vec::new(), cuda_missing }
+        }
+    };
+    if args.json { super::emit_json(&found) } else { super::emit(&lines.join("\n")) }
 }
 
-fn describe(device: CudaDevice) -> Cuda {
-    let (major, minor) = device.compute_capability;
-    Cuda {
-        name: device.name,
-        memory_bytes: device.memory_bytes,
-        compute_capability: format!("{major}.{minor}"),
-        multiprocessors: device.multiprocessors,
-        driver_version: device.driver_version,
+fn pair(relation: &Relation) -> Pair {
+    let reasons = [relation.ancestor.as_ref().err(), relation.peer_access.as_ref().err()];
+    Pair {
+        devices: [relation.one, relation.other],
+        common_ancestor: relation.ancestor.as_ref().ok().map(ToString::to_string),
+        peer_access: relation.peer_access.as_ref().ok().copied(),
+        unknown: reasons.into_iter().flatten().next().cloned(),
     }
 }

@@ -6,6 +6,7 @@ mod check;
 mod compare;
 mod devices;
 mod export;
+mod gpus;
 mod init;
 mod input;
 mod profile;

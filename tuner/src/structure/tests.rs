@@ -70,6 +70,7 @@ fn hardware(devices: usize, send_latency_ns: f64) -> Hardware {
         offload_channel: (0..devices).collect(),
         reload_channel: (devices..2 * devices).collect(),
         cost_ns: 1,
+        details: None,
     }
 }
 

@@ -8,6 +8,8 @@ use optpipe_configs::job::{self, Job};
 use optpipe_configs::model::Model;
 use optpipe_configs::profile::Profile;
 use optpipe_kernels::backend::{self, Backend, BackendError, BackendKind};
+use optpipe_kernels::cuda::rig::CudaRig;
+use optpipe_profiler::calibrate::gpu::{self, GpuOptions};
 use optpipe_profiler::calibrate::{self, CalibrateError, CalibrateOptions};
 use optpipe_profiler::profile::{self, ProfileError, ProfileOptions};
 use optpipe_solver::problem::Problem;
@@ -139,8 +141,11 @@ pub fn rehearse(
 }
 
 impl Machine for Local<'_> {
-    fn calibrate(&mut self, _: &Job, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
-        calibrate(&*self.backend, progress, cancel)
+    fn calibrate(&mut self, job: &Job, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
+        match job.backend {
+            job::Backend::Cpu => calibrate(&*self.backend, progress, cancel),
+            job::Backend::Cuda => calibrate_gpus(Some(job.pipeline.devices), progress, cancel),
+        }
     }
 
     fn profile(&mut self, job: &Job, model: &Model, progress: &Progress, cancel: &AtomicBool) -> Result<Profile> {
@@ -179,6 +184,27 @@ pub fn calibrate(backend: &dyn Backend, progress: &Progress, cancel: &AtomicBool
         CalibrateError::Cancelled => Error::Interrupted(String::new()),
         other => Error::failed(other.to_string()),
     })
+}
+
+/// Describes and measures this machine's GPUs: so many devices, or one a GPU. Where there are more devices
+/// than GPUs they take turns: device `d` is on GPU `d` modulo the number of GPUs.
+///
+/// # Errors
+/// A failure: no driver, no devices, or copies that cannot be timed.
+pub fn calibrate_gpus(devices: Option<usize>, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
+    let (mut machine, described) =
+        gpu::describe().map_err(|e| Error::failed(e.to_string()).hint("calibrate with `--backend cpu`"))?;
+    let wanted = devices.unwrap_or(machine.devices.len());
+    machine.devices.truncate(wanted);
+    let failed = |e: &dyn std::fmt::Display| Error::failed(format!("calibration: {e}"));
+    let mut rig = CudaRig::open(&machine).map_err(|e| failed(&e))?;
+    let mut on_progress = |what: &str| progress.update(what);
+    let hardware = gpu::calibrate(described, &mut rig, &GpuOptions::default(), &mut on_progress, cancel);
+    let hardware = hardware.map_err(|e| match e {
+        CalibrateError::Cancelled => Error::Interrupted(String::new()),
+        other => Error::failed(other.to_string()),
+    })?;
+    Ok(hardware.placed(wanted))
 }
 
 /// Measures the layers of a job's model.

@@ -64,6 +64,7 @@ impl Machine for MadeUp<'_> {
             offload_channel: (0..devices).collect(),
             reload_channel: (devices..2 * devices).collect(),
             cost_ns: 1,
+            details: None,
         })
     }
 
