@@ -212,6 +212,23 @@ fn devices_always_offers_the_cpu() {
     assert!(stdout(&output).contains("backend cuda: "), "{}", stdout(&output));
 }
 
+#[test]
+fn calibrating_gpus_without_a_driver_says_so_in_one_line_and_offers_the_cpu() {
+    let devices = optpipe().args(["devices", "--json"]).output().expect("runs");
+    // With GPUs the calibration would take its minute, and be a test of them.
+    let Some(missing) = json(&devices)["cuda_missing"].as_str().map(str::to_owned) else { return };
+    let output = optpipe().args(["calibrate", "--backend", "cuda", "--quiet"]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert_eq!(lines[0], format!("error: {missing}"));
+    assert!(lines[1].starts_with("hint: ") && lines[1].contains("--backend cpu"), "{text}");
+    let unknown = optpipe().args(["calibrate", "--backend", "rocm"]).output().expect("runs");
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(stderr(&unknown).contains("`cpu` or `cuda`"), "{}", stderr(&unknown));
+}
+
 /// Runs a command on a bad file; it must exit with 2 and say all of `expected` on stderr.
 fn refuses(command: &mut Command, expected: &[&str]) {
     let output = command.output().expect("runs");

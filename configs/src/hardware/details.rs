@@ -139,7 +139,7 @@ pub struct DeviceLinks {
     /// Host to device while `neighbour` reloads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload_neighbour: Option<Link>,
-    /// Which device copied beside it: the one that disturbs it most without sharing its channel.
+    /// Which device offloaded beside it: the one that disturbs it most without sharing its channel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neighbour: Option<usize>,
     /// To the next device (of the last device to the first).

@@ -20,6 +20,9 @@ use crate::rig::{Lane, Lap, PcieLink, Rig, RigError, Route, Work};
 /// while the gate is shut.
 const MOST_QUEUED: usize = 512;
 
+/// Bytes copied while the link is looked at.
+const BUSY_BYTES: usize = 4 << 30;
+
 /// All devices of a [`Machine`], opened for measuring. For one thread.
 #[derive(Debug)]
 pub struct CudaRig {
@@ -212,6 +215,11 @@ impl Opened {
         })
     }
 
+    /// Keeps the thread on the processors near the device, where they are known and allowed.
+    fn near(&self) -> Option<Affinity> {
+        self.processors.as_ref().ok().and_then(|list| Affinity::near(list).ok())
+    }
+
     fn new_buffers(&self, device: usize, bytes: usize) -> Result<Buffers, RigError> {
         let pinned = 2 * bytes;
         if let Some(room) = host_room().filter(|&room| room < pinned as u64) {
@@ -224,9 +232,8 @@ impl Opened {
         let missing = |what: &'static str| {
             move |e: DriverError| RigError::Memory { what: what.to_owned(), bytes, message: e.to_string() }
         };
-        // Pinned memory lies where the thread runs that asks for it. Where the thread cannot go there, the
-        // measurement shows it.
-        let _near = self.processors.as_ref().ok().and_then(|list| Affinity::near(list).ok());
+        // Pinned memory lies where the thread runs that asks for it.
+        let _near = self.near();
         let mut host_source = Pinned::new(&self.context, bytes).map_err(missing("pinned host memory"))?;
         host_source.fill(device as u64 + 1);
         let host_target = Pinned::new(&self.context, bytes).map_err(missing("pinned host memory"))?;
@@ -312,13 +319,16 @@ impl Rig for CudaRig {
         let devices: HashSet<usize> = lanes.iter().map(|lane| lane.work.device()).collect();
         // Copies that the driver stages in host memory need the host while they run: they cannot all be
         // queued before they start.
-        if !lanes.iter().any(|lane| self.is_staged(lane.work)) {
+        let gated = !lanes.iter().any(|lane| self.is_staged(lane.work));
+        if gated {
             self.flag.close();
         }
+        // Queueing from far away takes longer; where the thread cannot move, the time shows it.
+        let _near = self.devices[timed.work.device()].near();
         let shut = devices.iter().try_for_each(|&d| self.devices[d].gate.shut(&self.flag));
         let queued = shut.map_err(driver("the kernel that devices wait in")).and_then(|()| self.queue_all(&lanes));
         // Whatever happened, nothing may stay behind the gate.
-        let in_time = self.flag.open();
+        let in_time = self.flag.open() || !gated;
         let finished = queued.and_then(|()| self.finish(&lanes));
         if finished.is_err() {
             for &device in &devices {
@@ -368,9 +378,9 @@ impl Rig for CudaRig {
         let Some(bytes) = self.devices[device].buffers.as_ref().map(|buffers| buffers.bytes) else {
             return self.library.pcie(&bus_id);
         };
-        // Some hundred milliseconds of copies, during which NVML is asked: it answers in a few.
+        // A tenth of a second of copies or so, during which NVML is asked: it answers in milliseconds.
         let work = Work::Reload { device };
-        for _ in 0..8 {
+        for _ in 0..(BUSY_BYTES / bytes).clamp(1, MOST_QUEUED) {
             if let Err(e) = self.enqueue(work, bytes) {
                 return failed(e);
             }

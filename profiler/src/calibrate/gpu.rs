@@ -47,8 +47,10 @@ pub struct GpuOptions {
     pub others_largest: usize,
     /// The largest copies that are timed beside another device's, and between devices.
     pub beside_largest: usize,
-    /// Bytes of the copies between all pairs and beside products.
+    /// The largest copies between all pairs and beside products.
     pub pair_bytes: usize,
+    /// They take no longer than this alone.
+    pub pair_time: Duration,
     /// Copies to warm up.
     pub warmup: usize,
     /// Copies a sample.
@@ -57,26 +59,31 @@ pub struct GpuOptions {
     pub least_points: usize,
     /// Time for all, the setting up of the devices included.
     pub budget: Duration,
+    /// For so long a device is kept busy before anything is timed on it.
+    pub wake: Duration,
     /// When samples are enough; its warm-up and its time limit are not used.
     pub timing: TimingOptions,
 }
 
 impl Default for GpuOptions {
     /// 4 KiB to 512 MiB in powers of 4 and the last one, as nvbandwidth: 4 copies to warm up, samples of 16,
-    /// 3 samples or more, in less than a minute.
+    /// 5 samples or more, in less than a minute.
     fn default() -> Self {
         GpuOptions {
             sizes: (0..9).map(|power| (4 << 10) << (2 * power)).chain([512 << 20]).collect(),
             others_largest: 256 << 20,
             beside_largest: 64 << 20,
             pair_bytes: 64 << 20,
+            pair_time: Duration::from_millis(4),
             warmup: 4,
             copies: 16,
             least_points: 4,
             budget: Duration::from_secs(50),
+            wake: Duration::from_millis(200),
             timing: TimingOptions {
                 max_warmup: 0,
-                min_samples: 3,
+                // Two typical times show from 5 on.
+                min_samples: 5,
                 max_samples: 15,
                 uncertainty: 0.02,
                 drift_tolerance: 0.05,
@@ -151,7 +158,7 @@ pub fn calibrate(
     }
     let send = match links[0].send.clone() {
         Some(send) => send,
-        None => return Err(bench.required(&meter)),
+        None => return Err(bench.required(&meter, &Work::Send { from: 0, to: 1 % devices }.to_string())),
     };
     bench.send_rates(&mut meter, &mut pairs)?;
     let mut interference = Vec::new();
@@ -242,13 +249,11 @@ impl Bench {
         Ok(sizes)
     }
 
-    /// The error of the last test, which a plan cannot do without.
-    fn required(&self, meter: &Meter<'_>) -> CalibrateError {
-        let test = meter.tests.last();
-        CalibrateError::Required {
-            what: test.map_or_else(String::new, |test| test.name.clone()),
-            reason: test.and_then(|test| test.reason.clone()).unwrap_or_default(),
-        }
+    /// The error of a test, which a plan cannot do without.
+    fn required(&self, meter: &Meter<'_>, name: &str) -> CalibrateError {
+        let test = meter.tests.iter().rev().find(|test| test.name == name);
+        let reason = test.and_then(|test| test.reason.clone());
+        CalibrateError::Required { what: name.to_owned(), reason: reason.unwrap_or_else(|| "not measured".to_owned()) }
     }
 
     fn alone(&mut self, meter: &mut Meter<'_>) -> Result<Vec<Alone>> {
@@ -263,8 +268,9 @@ impl Bench {
                 weight(of, device),
             )? {
                 Some(link) => Ok(link),
-                None => Err(self.required(meter)),
+                None => Err(self.required(meter, &meter::name(timed, beside))),
             };
+            meter.wake(out, sizes[sizes.len() - 1].min(meter.options.pair_bytes), meter.options.wake)?;
             let offload = sweep(meter, out, &[], ALONE)?;
             let reload = sweep(meter, back, &[], ALONE)?;
             let busy = meter.rig.busy_link(device);
@@ -288,7 +294,7 @@ impl Bench {
         let mut pairs = Vec::new();
         for from in 0..self.devices {
             for to in (0..self.devices).filter(|&to| to != from) {
-                let bytes = self.pair_bytes(from, to, meter.options);
+                let bytes = self.pair_bytes(meter, from, to);
                 let offload = |device| Work::Offload { device };
                 let reload = |device| Work::Reload { device };
                 out.shares[from][to] = share(meter, offload(from), offload(to), bytes)?;
@@ -308,9 +314,16 @@ impl Bench {
         Ok((out, back, pairs))
     }
 
-    /// The largest size that was measured on both and is not above the one for pairs.
-    fn pair_bytes(&self, one: usize, other: usize, options: &GpuOptions) -> usize {
-        let fits = |&&size: &&usize| size <= options.pair_bytes && self.sizes[other].contains(&size);
+    /// The largest size that was measured on both and that is neither too large nor too slow for many points.
+    fn pair_bytes(&self, meter: &Meter<'_>, one: usize, other: usize) -> usize {
+        let most = meter.options.pair_time.as_nanos() as f64;
+        let quick = |work, size| meter.alone_ns(work, size).is_some_and(|ns| ns <= most);
+        let fits = |&&size: &&usize| {
+            size <= meter.options.pair_bytes
+                && self.sizes[other].contains(&size)
+                && quick(Work::Offload { device: one }, size)
+                && quick(Work::Reload { device: one }, size)
+        };
         self.sizes[one].iter().rev().find(fits).copied().unwrap_or(self.sizes[one][0])
     }
 
@@ -383,7 +396,7 @@ impl Bench {
                     continue;
                 }
             }
-            let bytes = self.pair_bytes(pair.from, pair.to, meter.options);
+            let bytes = self.pair_bytes(meter, pair.from, pair.to);
             let timing = meter.single(work, &[], bytes, PAIR)?;
             pair.send_bytes_per_second = timing.map(|t| bytes as f64 / t.sample.median_ns.max(1) as f64 * 1e9);
         }
@@ -402,9 +415,14 @@ impl Bench {
             }
         };
         let (out, back) = (Work::Offload { device }, Work::Reload { device });
-        let bytes = self.pair_bytes(device, device, meter.options);
-        let mut time = |timed, beside: &[Work]| meter.single(timed, beside, bytes, PRODUCT);
+        let bytes = self.pair_bytes(meter, device, device);
         let ns = |timing: &Timing| timing.sample.median_ns.max(1) as f64;
+        if let Err(CalibrateError::Rig { error, .. }) = meter.wake(product, bytes, meter.options.wake) {
+            meter.tests.push(meter::failed(format!("{product} beside copies"), &error));
+            meter.forgo(PRODUCT * PRODUCT_POINTS);
+            return Ok(None);
+        }
+        let mut time = |timed, beside: &[Work]| meter.single(timed, beside, bytes, PRODUCT);
         // Products alone before and after: devices get warm, and their clocks fall.
         let Some(before) = time(product, &[])? else { return Ok(None) };
         let beside = (time(product, &[out])?, time(product, &[back])?, time(product, &[out, back])?);

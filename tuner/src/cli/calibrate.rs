@@ -7,7 +7,7 @@ use optpipe_configs::hardware::details::TestStatus;
 use optpipe_configs::hardware::{Hardware, Link};
 use optpipe_configs::job::Job;
 use optpipe_kernels::backend::{BackendError, BackendKind};
-use optpipe_kernels::cuda;
+use optpipe_kernels::cuda::{self, CudaDevice, CudaError};
 
 use super::gpus;
 use crate::error::{Error, Result};
@@ -54,10 +54,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
     let kind = args.backend.unwrap_or_else(|| {
-        let (kind, why) = match cuda::devices() {
-            Ok(found) => (BackendKind::Cuda, text::list(&found, |device| device.name.clone())),
-            Err(missing) => (BackendKind::Cpu, missing.to_string()),
-        };
+        let (kind, why) = choice(&cuda::devices());
         progress.line(&format!("backend {kind}: {why}"));
         kind
     });
@@ -85,6 +82,17 @@ pub(super) fn run(args: &Args) -> Result<()> {
         super::emit(&report(&hardware, args))?
     }
     intact(&hardware)
+}
+
+/// The backend where none is asked for, and why.
+fn choice(found: &std::result::Result<Vec<CudaDevice>, CudaError>) -> (BackendKind, String) {
+    match found {
+        Ok(devices) => {
+            let names = text::list(devices, |device| device.name.clone());
+            (BackendKind::Cuda, format!("found {names} (--backend cpu measures the processor instead)"))
+        }
+        Err(missing) => (BackendKind::Cpu, missing.to_string()),
+    }
 }
 
 /// Numbers from copies that did not arrive intact are written, so that they can be looked at, but are no
@@ -148,4 +156,28 @@ fn report(hardware: &Hardware, args: &Args) -> String {
         lines.push(format!("wrote {}", path.display()));
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_chosen_where_there_are_any_and_the_line_says_why() {
+        let device = CudaDevice {
+            name: "NVIDIA H200".to_owned(),
+            memory_bytes: 1 << 37,
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            driver_version: None,
+        };
+        let (kind, why) = choice(&Ok(vec![device.clone(), device]));
+        assert_eq!(kind, BackendKind::Cuda);
+        assert!(why.contains("NVIDIA H200, NVIDIA H200") && why.contains("--backend cpu"), "{why}");
+        for missing in [CudaError::NoDriver, CudaError::NoDevices] {
+            let (kind, why) = choice(&Err(missing));
+            assert_eq!(kind, BackendKind::Cpu);
+            assert!(why.contains("NVIDIA driver") && !why.contains('\n'), "{why}");
+        }
+    }
 }

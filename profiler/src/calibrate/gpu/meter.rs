@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use optpipe_configs::hardware::details::{Test, TestStatus};
 use optpipe_configs::hardware::{CopyPoint, Link};
-use optpipe_kernels::rig::{Lane, Rig, RigError, Work};
+use optpipe_kernels::rig::{Lane, Lap, Rig, RigError, Work};
 
 use super::GpuOptions;
 use crate::calibrate::{CalibrateError, Result, check, fit};
@@ -21,8 +21,10 @@ use crate::timing::{Collector, Timing, TimingOptions, Verdict, nanoseconds};
 
 /// Pieces queued beside a timed lane, at most.
 const MOST_BESIDE: usize = 400;
-/// Samples taken again because what ran beside ended early, or the host was too slow, at most.
+/// Samples of a point taken again because what ran beside ended early, at most.
 const MOST_AGAIN: usize = 8;
+/// How often work is queued again because the host was too slow, at most.
+const MOST_STALLS: usize = 2;
 
 pub(super) struct Meter<'a> {
     pub(super) rig: &'a mut dyn Rig,
@@ -78,8 +80,9 @@ impl<'a> Meter<'a> {
             let expected = points
                 .last()
                 .map(|last: &CopyPoint| last.time.median_ns as f64 * (bytes as f64 / last.bytes as f64).max(1.0));
-            // A warm-up and three samples of one copy each.
-            let least = expected.map_or(0.0, |ns| 4.0 * ns * (1 + beside.len()) as f64);
+            // A warm-up and the samples, of one copy each.
+            let runs = (1 + self.options.timing.min_samples) as f64;
+            let least = expected.map_or(0.0, |ns| runs * ns * (1 + beside.len()) as f64);
             if points.len() >= self.options.least_points && least > 2.0 * limit.as_nanos() as f64 {
                 break;
             }
@@ -153,24 +156,19 @@ impl<'a> Meter<'a> {
         let fitting = |ns: f64, most: usize, samples: f64| {
             ((limit_ns / (ns.max(1.0) * samples * (1 + beside.len()) as f64)) as usize).clamp(1, most)
         };
-        let warmup = expected.map_or(self.options.warmup, |ns| fitting(ns, self.options.warmup, 4.0));
+        let warmup = expected.map_or(self.options.warmup, |ns| fitting(ns, self.options.warmup, 5.0));
         let mut lanes = self.lanes(timed, beside, bytes, warmup, expected.unwrap_or(0.0));
         let first = self.race(lanes.0, &lanes.1)?;
         let mut each = first.ns as f64 / warmup as f64;
-        // Three samples, and what warming up took.
-        lanes = self.lanes(timed, beside, bytes, fitting(each, self.options.copies, 3.5), each);
+        // The samples, and some for what queueing takes.
+        let samples = timing.min_samples as f64 + 0.5;
+        lanes = self.lanes(timed, beside, bytes, fitting(each, self.options.copies, samples), each);
         let mut collector = Collector::new(&timing);
         let (mut again, mut covered) = (0, true);
         while !collector.done() {
             check(self.cancel)?;
             let began = self.rig.elapsed();
-            let lap = match self.race(lanes.0, &lanes.1) {
-                Err(CalibrateError::Rig { error: RigError::Stalled(_), .. }) if again < MOST_AGAIN => {
-                    again += 1;
-                    continue;
-                }
-                other => other?,
-            };
+            let lap = self.race(lanes.0, &lanes.1)?;
             if !lap.covered && again < MOST_AGAIN {
                 again += 1;
                 for lane in &mut lanes.1 {
@@ -204,9 +202,26 @@ impl<'a> Meter<'a> {
         (lane(timed, repeats), beside.iter().map(enough).collect())
     }
 
-    fn race(&mut self, timed: Lane, beside: &[Lane]) -> Result<optpipe_kernels::rig::Lap> {
-        check(self.cancel)?;
-        self.rig.race(timed, beside).map_err(|error| CalibrateError::Rig { work: timed.work, error })
+    fn race(&mut self, timed: Lane, beside: &[Lane]) -> Result<Lap> {
+        let mut stalled = 0;
+        loop {
+            check(self.cancel)?;
+            match self.rig.race(timed, beside) {
+                Ok(lap) => return Ok(lap),
+                // The first use of something may load it while the devices wait.
+                Err(RigError::Stalled(_)) if stalled < MOST_STALLS => stalled += 1,
+                Err(error) => return Err(CalibrateError::Rig { work: timed.work, error }),
+            }
+        }
+    }
+
+    /// Keeps a device busy without timing it: clocks and links that rest run slower, and take a while to wake.
+    pub(super) fn wake(&mut self, work: Work, bytes: usize, time: Duration) -> Result<()> {
+        let until = self.rig.elapsed() + time;
+        while self.rig.elapsed() < until {
+            self.race(Lane { work, bytes, repeats: 1 }, &[])?;
+        }
+        Ok(())
     }
 
     /// One point as a test of its own: time of one piece, ns, with its statistics.
@@ -257,7 +272,7 @@ pub(super) fn failed(name: String, error: &RigError) -> Test {
 }
 
 /// `offload of device 0 beside reload of device 0`.
-fn name(timed: Work, beside: &[Work]) -> String {
+pub(super) fn name(timed: Work, beside: &[Work]) -> String {
     if beside.is_empty() {
         return timed.to_string();
     }
