@@ -31,7 +31,7 @@ use optpipe_configs::hardware::details::{Details, DeviceLinks, Gpu, Interference
 use optpipe_configs::hardware::{Device, Hardware, Link};
 use optpipe_kernels::rig::{Rig, RigError, Work};
 
-pub use describe::{Described, describe};
+pub use describe::{Described, Relation, describe};
 
 use super::{CalibrateError, Result};
 use crate::timing::{Timing, TimingOptions, nanoseconds};
@@ -457,7 +457,7 @@ fn share(meter: &mut Meter<'_>, timed: Work, beside: Work, bytes: usize) -> Resu
 
 fn verdicts(
     details: &Details,
-    relations: &[describe::Relation],
+    relations: &[Relation],
     offloads: &Direction,
     reloads: &Direction,
 ) -> Vec<String> {
