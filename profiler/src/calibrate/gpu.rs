@@ -455,12 +455,7 @@ fn share(meter: &mut Meter<'_>, timed: Work, beside: Work, bytes: usize) -> Resu
     Ok(timing.zip(alone).map(|(timing, alone)| alone / timing.sample.median_ns.max(1) as f64))
 }
 
-fn verdicts(
-    details: &Details,
-    relations: &[Relation],
-    offloads: &Direction,
-    reloads: &Direction,
-) -> Vec<String> {
+fn verdicts(details: &Details, relations: &[Relation], offloads: &Direction, reloads: &Direction) -> Vec<String> {
     let mut lines = Vec::new();
     for (gpu, links) in details.devices.iter().zip(&details.links) {
         lines.extend(verdict::link(gpu));
