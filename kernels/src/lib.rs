@@ -9,7 +9,7 @@
 //! | [`backend`] | what a backend can do; choosing one |
 //! | [`cpu`] | the backend of this machine's processor |
 //! | [`cuda`] | NVIDIA devices, and own kernels for them |
-//! | [`reference`] | what these kernels compute, as plain loops in f64 |
+//! | [`mod@reference`] | what these kernels compute, as plain loops in f64 |
 //! | [`rig`] | what measuring copies needs of a machine |
 //! | [`gradient`] | sums over microbatches, in place |
 //! | [`reuse`] | large blocks of memory, kept for the next use |
