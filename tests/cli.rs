@@ -30,6 +30,7 @@ fn every_command_teaches_by_example() {
         "check",
         "compare",
         "run",
+        "rehearse",
         "export",
         "schema",
         "devices",
@@ -196,8 +197,19 @@ fn init_writes_a_job_once() {
 fn schemas_are_printed_for_every_file() {
     let output = optpipe().arg("schema").output().expect("runs");
     let value = json(&output);
-    for kind in ["job", "hardware", "profile", "problem", "schedule", "measured", "round", "summary", "tune", "search"]
-    {
+    for kind in [
+        "job",
+        "hardware",
+        "profile",
+        "problem",
+        "schedule",
+        "measured",
+        "rehearsed",
+        "round",
+        "summary",
+        "tune",
+        "search",
+    ] {
         assert!(value[kind]["$schema"].is_string(), "{kind}");
     }
     let one = optpipe().args(["schema", "problem"]).output().expect("runs");

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use optpipe_profiler::timing::summarise;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::{OpKind, Schedule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::measured::{Comparison, MeasuredOp, compare_ops};
+use crate::measured::{Comparison, Measured, MeasuredOp, compare_ops};
 use crate::runner::Rehearsal;
 
 /// A rehearsed schedule. Errors are measured over predicted, less 1; `None` where 0 was predicted.
@@ -140,6 +141,35 @@ impl Rehearsed {
             errors: errors(problem, &ops),
             comparison,
             ops: beside_schedule(problem, schedule, &ops),
+        }
+    }
+}
+
+impl From<Rehearsed> for Measured {
+    /// The one step that it puts together, for what draws or compares measured steps. A rehearsal has no losses.
+    fn from(rehearsed: Rehearsed) -> Measured {
+        let Rehearsed { backend, step_ns, optimizer_ns, peak_bytes, offloaded_bytes, ops, .. } = rehearsed;
+        let op = |x: RehearsedOp| MeasuredOp {
+            device: x.device,
+            op: x.op,
+            stage: x.stage,
+            microbatch: x.microbatch,
+            start_ns: x.start_ns,
+            end_ns: x.end_ns,
+            median_ns: x.end_ns.saturating_sub(x.start_ns),
+        };
+        // Devices update their weights at the same time.
+        let slowest = optimizer_ns.iter().max().copied();
+        Measured {
+            version: 1,
+            backend,
+            step: summarise(&[step_ns], false),
+            optimizer: summarise(slowest.as_slice(), false),
+            steps_ns: vec![step_ns],
+            losses: Vec::new(),
+            peak_bytes,
+            offloaded_bytes,
+            ops: ops.into_iter().map(op).collect(),
         }
     }
 }

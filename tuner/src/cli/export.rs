@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Where to write; stdout if absent
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// A measured.yaml to show beside the prediction
+    /// A measured.yaml or rehearsed.yaml to show beside the prediction
     #[arg(long)]
     measured: Option<PathBuf>,
     /// Heading of the picture
@@ -49,7 +49,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let problem: Problem = file::read_checked(&args.problem)?;
     let schedule = input::schedule(&args.schedule)?;
     let measured: Option<Measured> = match &args.measured {
-        Some(path) => Some(file::parse(path, &file::read_text(path)?)?),
+        Some(path) => Some(input::measured(path)?),
         None => None,
     };
     if let Some(violation) = check(&problem, &schedule.schedule).violations.first() {

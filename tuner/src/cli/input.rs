@@ -5,11 +5,14 @@ use std::path::Path;
 use optpipe_configs::file::{self, FileError};
 use optpipe_configs::hardware::Hardware;
 use optpipe_configs::job::Job;
+use optpipe_configs::memory::{self, StaticBytes};
 use optpipe_configs::model::Model;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::{Schedule, ScheduleFile};
 
 use crate::error::{Error, Result};
+use crate::measured::Measured;
+use crate::rehearsed::Rehearsed;
 
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,16 @@ pub(super) fn schedule(path: &Path) -> Result<ScheduleFile> {
     Ok(file::parse(path, &file::read_text(path)?)?)
 }
 
+/// What a run measured, or what a rehearsal put together.
+pub(super) fn measured(path: &Path) -> Result<Measured> {
+    let text = file::read_text(path)?;
+    let keys: serde_yaml::Value = file::parse(path, &text)?;
+    if keys.get("rounds").is_some() {
+        return Ok(file::parse::<Rehearsed>(path, &text)?.into());
+    }
+    Ok(file::parse(path, &text)?)
+}
+
 /// A job in which nothing is left to the structure search, with its model and the hardware that it names.
 pub(super) fn job(path: &Path) -> Result<(Job, Model, Option<Hardware>)> {
     let found = open_job(path)?;
@@ -74,6 +87,8 @@ pub(super) struct Runnable {
     pub(super) schedule: Schedule,
     /// The schedule's, where it has one, or else the job's.
     pub(super) layer_split: Vec<usize>,
+    /// What the problem's static bytes hold beside weights, gradients and optimizer states, a device.
+    pub(super) workspace: Vec<u64>,
 }
 
 /// A schedule, the problem that it solves and the job that it is for.
@@ -95,5 +110,10 @@ pub(super) fn runnable(job_path: &Path, problem_path: &Path, schedule_path: &Pat
         Error::input(format!("{}: has no layer_split, and the job's is auto", schedule_path.display()))
             .hint("give pipeline.layer_split in the job")
     })?;
-    Ok(Runnable { job, model, problem, schedule, layer_split })
+    let by_stage = memory::stages(&model, &layer_split, job.precision, job.optimizer);
+    let held = memory::devices(&by_stage, &problem.placement, problem.devices);
+    let rest =
+        |(&planned, held): (&i64, &StaticBytes)| u64::try_from(planned).unwrap_or(0).saturating_sub(held.total());
+    let workspace = problem.bytes.r#static.iter().zip(&held).map(rest).collect();
+    Ok(Runnable { job, model, problem, schedule, layer_split, workspace })
 }

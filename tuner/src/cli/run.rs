@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Some(steps) = args.steps {
         runnable.job.run.steps = steps;
     }
-    let input::Runnable { job, model, problem, schedule, layer_split } = &runnable;
+    let input::Runnable { job, model, problem, schedule, layer_split, workspace } = &runnable;
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
     let mut machine = Local::new(job, model)?;
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let running = Running {
         layer_split,
         microbatch_size: job.microbatch_size(),
-        workspace: None,
+        workspace: Some(workspace),
         problem,
         schedule,
         enforce: !args.no_limit,

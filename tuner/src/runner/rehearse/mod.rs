@@ -17,7 +17,8 @@
 //! yet; dependencies, queues, sends and memory are kept as in a run. It says when things arrive from other
 //! devices, and is brought up to date after each device (Gauss-Seidel). As the order is fixed, the only thing
 //! that arrivals can change is what runs at the same time as what, a copy beside a product: rounds over all
-//! devices end when no op's end moves by more than the tolerance.
+//! devices end when no op's end moves by more than the tolerance. From the second round on, whose arrivals are
+//! measured ones, an op's time is its median over all rounds: what one round measures by chance settles, too.
 
 mod boundary;
 #[cfg(test)]
@@ -112,24 +113,41 @@ pub struct Rehearsal {
     pub offloaded_bytes: u64,
 }
 
-/// Medians over the steps of one device's turn, ns.
-#[derive(Debug, Clone, Copy)]
+/// An op's times, one a measured step, ns.
+#[derive(Debug, Clone, Default)]
 struct OpTimes {
     /// From when it waited for nothing until its end.
-    occupied_ns: u64,
+    occupied_ns: Vec<u64>,
     /// From its start to its end.
-    duration_ns: u64,
-    /// Its end on the clock.
-    end_ns: u64,
+    duration_ns: Vec<u64>,
+    /// Its end on the clock, in the last turn only.
+    end_ns: Vec<u64>,
 }
 
-/// What a device's turn brought.
+/// What a device's turns brought.
 #[derive(Debug, Clone, Default)]
 struct Turn {
     ops: BTreeMap<Op, OpTimes>,
-    optimizer_ns: u64,
+    optimizer_ns: Vec<u64>,
     peak_bytes: u64,
     offloaded_bytes: u64,
+}
+
+impl Turn {
+    /// Adds what turns before brought.
+    fn after(&mut self, earlier: Turn) {
+        for (op, times) in earlier.ops {
+            let own = self.ops.entry(op).or_default();
+            own.occupied_ns.extend(times.occupied_ns);
+            own.duration_ns.extend(times.duration_ns);
+        }
+        self.optimizer_ns.extend(earlier.optimizer_ns);
+        self.peak_bytes = self.peak_bytes.max(earlier.peak_bytes);
+    }
+}
+
+fn median(list: &[u64]) -> u64 {
+    summarise(list, false).median_ns
 }
 
 /// Rehearses a plan on the backend's first device. Once `cancel` is set it ends as soon as the ops under way have
@@ -162,15 +180,21 @@ pub fn rehearse(
         for device in 0..plan.problem.devices {
             let step_ns = timeline.step_ns();
             progress(RehearseProgress::Device { round: rounds.len() + 1, device, step_ns });
-            match turn(plan, &order, device, &boundary, &timeline, cancel) {
-                Ok(turn) => turns[device] = turn,
+            match take_turn(plan, &order, device, &boundary, &timeline, cancel) {
+                Ok(turn) => {
+                    let earlier = std::mem::replace(&mut turns[device], turn);
+                    // The first round's arrivals were predicted.
+                    if rounds.len() > 1 {
+                        turns[device].after(earlier);
+                    }
+                }
                 Err(RunError::Cancelled) if !rounds.is_empty() => interrupted = true,
                 Err(e) => return Err(e),
             }
             if interrupted {
                 break;
             }
-            timeline.learn(turns[device].ops.iter().map(|(&op, times)| (op, times.occupied_ns)))?;
+            timeline.learn(turns[device].ops.iter().map(|(&op, times)| (op, median(&times.occupied_ns))))?;
         }
         if !interrupted {
             let moved =
@@ -187,7 +211,7 @@ pub fn rehearse(
 }
 
 /// One device's turn: its layers are built, its steps run and measured, and everything is dropped.
-fn turn(
+fn take_turn(
     plan: &RunPlan,
     order: &Order,
     device: usize,
@@ -207,36 +231,26 @@ fn turn(
         pipeline.optimize(cancel)?;
     }
     pipeline.reset_peaks();
-    let mut samples: BTreeMap<Op, [Vec<u64>; 3]> = BTreeMap::new();
-    let (mut optimizer_ns, mut offloaded_bytes) = (Vec::new(), 0);
+    let mut turn = Turn::default();
     for _ in 0..plan.steps {
         let step = pipeline.execute(Some(arrivals.clone()), cancel)?;
-        optimizer_ns.push(pipeline.optimize(cancel)?);
-        offloaded_bytes = step.offloaded_bytes;
+        turn.optimizer_ns.push(pipeline.optimize(cancel)?);
+        turn.offloaded_bytes = step.offloaded_bytes;
         for x in &step.times {
-            let values = [x.end_ns - x.ready_ns, x.end_ns - x.start_ns, x.end_ns.saturating_sub(step.origin_ns)];
-            for (list, value) in samples.entry(x.op).or_default().iter_mut().zip(values) {
-                list.push(value);
-            }
+            let times = turn.ops.entry(x.op).or_default();
+            times.occupied_ns.push(x.end_ns - x.ready_ns);
+            times.duration_ns.push(x.end_ns - x.start_ns);
+            times.end_ns.push(x.end_ns.saturating_sub(step.origin_ns));
         }
     }
-    let median = |list: &[u64]| summarise(list, false).median_ns;
-    let ops = samples.into_iter().map(|(op, lists)| {
-        let [occupied_ns, duration_ns, end_ns] = lists.map(|list| median(&list));
-        (op, OpTimes { occupied_ns, duration_ns, end_ns })
-    });
-    Ok(Turn {
-        ops: ops.collect(),
-        optimizer_ns: median(&optimizer_ns),
-        peak_bytes: pipeline.peak_bytes()[device],
-        offloaded_bytes,
-    })
+    turn.peak_bytes = pipeline.peak_bytes()[device];
+    Ok(turn)
 }
 
 /// The timeline with what the turns measured.
 fn collect(problem: &Problem, timeline: &Timeline<'_>, turns: &[Turn]) -> Rehearsal {
     let measured = || turns.iter().flat_map(|turn| &turn.ops);
-    let start = |op: Op, times: &OpTimes| timeline.end(op).saturating_sub(times.duration_ns);
+    let start = |op: Op, times: &OpTimes| timeline.end(op).saturating_sub(median(&times.duration_ns));
     let first = measured().map(|(&op, times)| start(op, times)).min().unwrap_or(0);
     let mut ops: Vec<MeasuredOp> = measured()
         .map(|(&op, times)| MeasuredOp {
@@ -246,18 +260,21 @@ fn collect(problem: &Problem, timeline: &Timeline<'_>, turns: &[Turn]) -> Rehear
             microbatch: op.microbatch,
             start_ns: start(op, times) - first,
             end_ns: timeline.end(op) - first,
-            median_ns: times.duration_ns,
+            median_ns: median(&times.duration_ns),
         })
         .collect();
     ops.sort_by_key(|x| (x.device, x.start_ns, x.op, x.microbatch));
     Rehearsal {
         step_ns: timeline.step_ns() - first,
-        largest_shift_ns: measured().map(|(&op, times)| times.end_ns.abs_diff(timeline.end(op))).max().unwrap_or(0),
+        largest_shift_ns: measured()
+            .map(|(&op, times)| median(&times.end_ns).abs_diff(timeline.end(op)))
+            .max()
+            .unwrap_or(0),
         ops,
         rounds: Vec::new(),
         settled: false,
         interrupted: false,
-        optimizer_ns: turns.iter().map(|turn| turn.optimizer_ns).collect(),
+        optimizer_ns: turns.iter().map(|turn| median(&turn.optimizer_ns)).collect(),
         peak_bytes: turns.iter().map(|turn| turn.peak_bytes).collect(),
         offloaded_bytes: turns.iter().map(|turn| turn.offloaded_bytes).sum(),
     }
