@@ -153,6 +153,11 @@ impl<'a> Input<'a> {
     pub fn format(&self) -> Format {
         self.format
     }
+
+    /// Where they are.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
 }
 
 /// Device memory that a kernel writes, or reads and writes.

@@ -80,8 +80,54 @@ pub const OPTIMIZER: Source = Source {
     kernels: &["adamw_f32", "adamw_bf16", "sgd_f32", "sgd_bf16", "accumulate_f32", "accumulate_bf16"],
 };
 
+/// Attention in bf16.
+pub const ATTENTION_FORWARD: Source = Source {
+    name: "attention_forward",
+    text: concat!(
+        include_str!("sources/attention.cuh"),
+        "\n#line 1 \"attention_forward.cu\"\n",
+        include_str!("sources/attention_forward.cu")
+    ),
+    kernels: &["attention_forward_64_bf16", "attention_forward_128_bf16"],
+};
+
+/// The gradients of attention in bf16.
+pub const ATTENTION_BACKWARD: Source = Source {
+    name: "attention_backward",
+    text: concat!(
+        include_str!("sources/attention.cuh"),
+        "\n#line 1 \"attention_backward.cu\"\n",
+        include_str!("sources/attention_backward.cu")
+    ),
+    kernels: &[
+        "attention_backward_keys_64_bf16",
+        "attention_backward_queries_64_bf16",
+        "attention_backward_keys_128_bf16",
+        "attention_backward_queries_128_bf16",
+    ],
+};
+
+/// Attention and its gradients in f32, and what the gradients need of the output in both formats.
+pub const ATTENTION_F32: Source = Source {
+    name: "attention_f32",
+    text: include_str!("sources/attention_f32.cu"),
+    kernels: &[
+        "attention_forward_64_f32",
+        "attention_backward_keys_64_f32",
+        "attention_backward_queries_64_f32",
+        "attention_mean_64_f32",
+        "attention_mean_64_bf16",
+        "attention_forward_128_f32",
+        "attention_backward_keys_128_f32",
+        "attention_backward_queries_128_f32",
+        "attention_mean_128_f32",
+        "attention_mean_128_bf16",
+    ],
+};
+
 /// All files of kernels.
-pub const ALL: &[Source] = &[NORM, ACTIVATION, CROSS_ENTROPY, OPTIMIZER];
+pub const ALL: &[Source] =
+    &[NORM, ACTIVATION, CROSS_ENTROPY, OPTIMIZER, ATTENTION_FORWARD, ATTENTION_BACKWARD, ATTENTION_F32];
 
 impl Source {
     /// The whole program, with line numbers of the two files it comes from.

@@ -3,6 +3,7 @@
 //! Matrices are row by row in slices, as in the operands of [`crate::cuda::ops`].
 
 pub mod activation;
+pub mod attention;
 pub mod cross_entropy;
 pub mod norm;
 pub mod optimizer;

@@ -56,6 +56,13 @@ namespace emulate {
 
 enum class Waits { No, Barrier, Warp, Over };
 
+// To shared memory: so many bytes, zeros but for those given.
+struct Copy {
+    unsigned char *to;
+    const void *from;
+    unsigned bytes, given;
+};
+
 struct Fiber {
     ucontext_t start;
     jmp_buf at;
@@ -67,6 +74,8 @@ struct Fiber {
     unsigned mask = 0;
     alignas(16) unsigned char value[64];
     std::unique_ptr<unsigned char[]> stack;
+    // Copies that the thread has started and not waited for.
+    std::vector<Copy> copies;
 };
 constexpr size_t STACK_BYTES = 64 << 10;
 
@@ -204,6 +213,62 @@ template <typename T> inline Lanes<T> gather(const char *operation, unsigned mas
 }
 inline int lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31; }
 
+// cp.async, cp.async.wait_all: what is copied is not there before it is waited for, and what was there is lost.
+inline void copy_async(unsigned char *to, const void *from, unsigned bytes, unsigned given) {
+    memset(to, 0xff, bytes);
+    block.current->copies.push_back({to, from, bytes, given});
+}
+inline void wait_for_copies() {
+    for (const Copy &copy : block.current->copies) {
+        memset(copy.to, 0, copy.bytes);
+        if (copy.given != 0) memcpy(copy.to, copy.from, copy.given);
+    }
+    block.current->copies.clear();
+}
+
+// ldmatrix.m8n8.x4.b16: lane 8 i + j gives the address of row j of matrix i; lane 4 r + c gets the columns 2 c and
+// 2 c + 1 of row r of each matrix or, transposed, rows 2 c and 2 c + 1 of column r.
+inline void load_matrices(unsigned (&to)[4], const unsigned char *row, bool transposed) {
+    const auto rows = gather(transposed ? "ldmatrix transposed" : "ldmatrix", 0xffffffffu, row);
+    const int first = lane() / 4, second = lane() % 4 * 2;
+    for (int matrix = 0; matrix < 4; ++matrix) {
+        to[matrix] = 0;
+        for (int i = 0; i < 2; ++i) {
+            uint16_t number;
+            const unsigned char *from = transposed ? rows[8 * matrix + second + i] + 2 * first
+                                                   : rows[8 * matrix + first] + 2 * (second + i);
+            memcpy(&number, from, 2);
+            to[matrix] |= unsigned(number) << (16 * i);
+        }
+    }
+}
+
+// mma.m16n8k16.row.col.f32.bf16.bf16.f32, by the tables of the PTX ISA: of a (16 x 16) lane 4 g + t holds in
+// register i row g + 8 (i & 1), columns 2 t + 8 (i >> 1) and the next; of b (16 x 8) column g, rows 2 t + 8 i and the
+// next; of c (16 x 8) in i row g + 8 (i >> 1), column 2 t + (i & 1).
+struct Operands {
+    unsigned a[4], b[2];
+};
+inline void multiply_add_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    const auto all = gather("mma", 0xffffffffu, Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+    const auto widen = [](unsigned pair, int k) {
+        const unsigned bits = k % 2 == 0 ? pair << 16 : pair & 0xffff0000u;
+        float x;
+        memcpy(&x, &bits, 4);
+        return x;
+    };
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane() / 4 + 8 * (i / 2), column = lane() % 4 * 2 + i % 2;
+        float sum = 0.0f;
+        for (int pair = 0; pair < 8; ++pair) {
+            const unsigned x = all[row % 8 * 4 + pair % 4].a[row / 8 + 2 * (pair / 4)];
+            const unsigned y = all[column * 4 + pair % 4].b[pair / 4];
+            sum += widen(x, 0) * widen(y, 0) + widen(x, 1) * widen(y, 1);
+        }
+        c[i] += sum;
+    }
+}
+
 template <typename... A, size_t... I>
 inline void unpack(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
     kernel(*reinterpret_cast<A *>(arguments[I])...);
@@ -244,6 +309,7 @@ inline const char *launch(void (*kernel)(A...), const unsigned *grid, const unsi
                     Fiber &fiber = block.fibers[i];
                     fiber.started = false;
                     fiber.waits = Waits::No;
+                    fiber.copies.clear();
                     fiber.index = {unsigned(i % size[0]), unsigned(i / size[0] % size[1]), unsigned(i / size[0] / size[1])};
                 }
                 error = run_block((x + y + z) % 2 == 1);

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod activation;
+mod attention;
 mod cross_entropy;
 mod emulator;
 mod executor;

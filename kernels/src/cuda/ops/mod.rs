@@ -5,6 +5,7 @@
 //! unless a stride is asked for. Vectors of 16 bytes are loaded where rows and addresses allow it.
 
 pub mod activation;
+pub mod attention;
 pub mod cross_entropy;
 pub mod norm;
 pub mod optimizer;
