@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use optpipe_configs::file;
 use optpipe_configs::hardware::Hardware;
-use optpipe_configs::job::{Count, Job};
+use optpipe_configs::job::Count;
 use optpipe_configs::model::Model;
 use optpipe_solver::schedule::ScheduleFile;
 use serde::Serialize;

@@ -177,24 +177,24 @@ pub fn rehearse(
     let (mut rounds, mut settled, mut interrupted) = (Vec::new(), false, false);
     while !settled && !interrupted && rounds.len() < options.rounds {
         let before = timeline.ends().to_vec();
-        for device in 0..plan.problem.devices {
+        for (device, held) in turns.iter_mut().enumerate() {
             let step_ns = timeline.step_ns();
             progress(RehearseProgress::Device { round: rounds.len() + 1, device, step_ns });
             match take_turn(plan, &order, device, &boundary, &timeline, cancel) {
                 Ok(turn) => {
-                    let earlier = std::mem::replace(&mut turns[device], turn);
+                    let earlier = std::mem::replace(held, turn);
                     // The first round's arrivals were predicted.
                     if rounds.len() > 1 {
-                        turns[device].after(earlier);
+                        held.after(earlier);
                     }
+                    timeline.learn(held.ops.iter().map(|(&op, times)| (op, median(&times.occupied_ns))))?;
                 }
-                Err(RunError::Cancelled) if !rounds.is_empty() => interrupted = true,
+                Err(RunError::Cancelled) if !rounds.is_empty() => {
+                    interrupted = true;
+                    break;
+                }
                 Err(e) => return Err(e),
             }
-            if interrupted {
-                break;
-            }
-            timeline.learn(turns[device].ops.iter().map(|(&op, times)| (op, median(&times.occupied_ns))))?;
         }
         if !interrupted {
             let moved =
