@@ -1,6 +1,7 @@
 //! `optpipe calibrate`
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use optpipe_configs::file;
 use optpipe_configs::hardware::details::TestStatus;
@@ -8,6 +9,7 @@ use optpipe_configs::hardware::{Hardware, Link};
 use optpipe_configs::job::Job;
 use optpipe_kernels::backend::{BackendError, BackendKind};
 use optpipe_kernels::cuda::{self, CudaDevice, CudaError};
+use optpipe_profiler::calibrate::gpu::GpuOptions;
 
 use super::gpus;
 use crate::error::{Error, Result};
@@ -38,6 +40,12 @@ pub(super) struct Args {
     /// Devices to calibrate; without it all GPUs, or 2 devices of the CPU backend
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     devices: Option<u16>,
+    /// GPUs: time for measuring, e.g. `20s` [default: 50s]
+    #[arg(long, value_parser = super::duration)]
+    time_limit: Option<Duration>,
+    /// GPUs: bytes of the largest copies, e.g. `64MiB` [default: 512MiB]
+    #[arg(long, value_parser = super::bytes)]
+    largest: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -69,7 +77,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         }
         BackendKind::Cuda => {
             progress.phase("calibrating: opening the devices");
-            local::calibrate_gpus(devices, &progress, cancel)?
+            local::calibrate_gpus(devices, &options(args)?, &progress, cancel)?
         }
     };
     progress.done();
@@ -82,6 +90,20 @@ pub(super) fn run(args: &Args) -> Result<()> {
         super::emit(&report(&hardware, args))?
     }
     intact(&hardware)
+}
+
+fn options(args: &Args) -> Result<GpuOptions> {
+    let mut options = GpuOptions::default();
+    if let Some(limit) = args.time_limit {
+        options.budget = limit;
+    }
+    if let Some(largest) = args.largest {
+        options.sizes.retain(|&size| size as u64 <= largest);
+        if options.sizes.is_empty() {
+            return Err(Error::input(format!("--largest: expected 4096 bytes or more, found {largest}")));
+        }
+    }
+    Ok(options)
 }
 
 /// The backend where none is asked for, and why.

@@ -1,5 +1,7 @@
 //! GPUs and what was measured of them, as text.
 
+use std::collections::BTreeMap;
+
 use optpipe_configs::hardware::details::{Details, Gpu, TestStatus};
 use optpipe_profiler::calibrate::gpu::Relation;
 
@@ -68,8 +70,13 @@ pub(super) fn description(gpu: &Gpu) -> Vec<String> {
     );
     let nvlinks = gpu.nvlinks_active.zip(gpu.nvlinks).map(|(active, all)| format!("{active} of {all} active"));
     line("NVLink", vec![nvlinks, gpu.nvlink_version.map(|version| format!("version {version}"))]);
+    // One reason often holds for many.
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (field, why) in &gpu.unknown {
-        lines.push(format!("  {field}: not known: {why}"));
+        reasons.entry(why).or_default().push(field);
+    }
+    for (why, fields) in reasons {
+        lines.push(format!("  not known: {}: {why}", fields.join(", ")));
     }
     lines
 }
@@ -172,7 +179,7 @@ mod tests {
             all,
             "backend cuda: device 1: NVIDIA H200, 128 GiB, compute capability 9.0, 132 multiprocessors, PCI bus \
              0000:3b:00.0\n  clocks: multiprocessors 345 of 1980 MHz, held back: nothing runs on the device\n  PCIe: now \
-             gen 1 x16\n  NVLink: 17 of 18 active\n  numa_node: not known: the system assigns it to no NUMA node"
+             gen 1 x16\n  NVLink: 17 of 18 active\n  not known: numa_node: the system assigns it to no NUMA node"
         );
     }
 }

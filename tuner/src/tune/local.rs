@@ -144,7 +144,7 @@ impl Machine for Local<'_> {
     fn calibrate(&mut self, job: &Job, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
         match job.backend {
             job::Backend::Cpu => calibrate(&*self.backend, progress, cancel),
-            job::Backend::Cuda => calibrate_gpus(Some(job.pipeline.devices), progress, cancel),
+            job::Backend::Cuda => calibrate_gpus(Some(job.pipeline.devices), &GpuOptions::default(), progress, cancel),
         }
     }
 
@@ -191,7 +191,12 @@ pub fn calibrate(backend: &dyn Backend, progress: &Progress, cancel: &AtomicBool
 ///
 /// # Errors
 /// A failure: no driver, no devices, or copies that cannot be timed.
-pub fn calibrate_gpus(devices: Option<usize>, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
+pub fn calibrate_gpus(
+    devices: Option<usize>,
+    options: &GpuOptions,
+    progress: &Progress,
+    cancel: &AtomicBool,
+) -> Result<Hardware> {
     let (mut machine, described) =
         gpu::describe().map_err(|e| Error::failed(e.to_string()).hint("calibrate with `--backend cpu`"))?;
     let wanted = devices.unwrap_or(machine.devices.len());
@@ -199,7 +204,7 @@ pub fn calibrate_gpus(devices: Option<usize>, progress: &Progress, cancel: &Atom
     let failed = |e: &dyn std::fmt::Display| Error::failed(format!("calibration: {e}"));
     let mut rig = CudaRig::open(&machine).map_err(|e| failed(&e))?;
     let mut on_progress = |what: &str| progress.update(what);
-    let hardware = gpu::calibrate(described, &mut rig, &GpuOptions::default(), &mut on_progress, cancel);
+    let hardware = gpu::calibrate(described, &mut rig, options, &mut on_progress, cancel);
     let hardware = hardware.map_err(|e| match e {
         CalibrateError::Cancelled => Error::Interrupted(String::new()),
         other => Error::failed(other.to_string()),

@@ -21,6 +21,8 @@ use crate::timing::{Collector, Timing, TimingOptions, Verdict, nanoseconds};
 
 /// Pieces queued beside a timed lane, at most.
 const MOST_BESIDE: usize = 400;
+/// How much longer than was guessed first work beside a timed lane may become: it takes its time, too.
+const MOST_LONGER: usize = 16;
 /// Samples of a point taken again because what ran beside ended early, at most.
 const MOST_AGAIN: usize = 8;
 /// How often work is queued again because the host was too slow, at most.
@@ -136,8 +138,8 @@ impl<'a> Meter<'a> {
         }
         let point = self.point(timed, beside, bytes, limit, expected)?;
         if compare && let Some(offset) = self.rig.verify(timed, bytes).map_err(at)? {
-            *damaged =
-                Some(format!("the data of copies of {} KiB arrived damaged, first at byte {offset}", bytes >> 10));
+            let told = || format!("the data of copies of {} KiB arrived damaged, first at byte {offset}", bytes >> 10);
+            damaged.get_or_insert_with(told);
         }
         Ok(point)
     }
@@ -163,6 +165,7 @@ impl<'a> Meter<'a> {
         // The samples, and some for what queueing takes.
         let samples = timing.min_samples as f64 + 0.5;
         lanes = self.lanes(timed, beside, bytes, fitting(each, self.options.copies, samples), each);
+        let most: Vec<usize> = lanes.1.iter().map(|lane| (MOST_LONGER * lane.repeats).min(MOST_BESIDE)).collect();
         let mut collector = Collector::new(&timing);
         let (mut again, mut covered) = (0, true);
         while !collector.done() {
@@ -171,11 +174,11 @@ impl<'a> Meter<'a> {
             let lap = self.race(lanes.0, &lanes.1)?;
             if !lap.covered && again < MOST_AGAIN {
                 again += 1;
-                for lane in &mut lanes.1 {
-                    lane.repeats = (2 * lane.repeats).min(MOST_BESIDE);
+                for (lane, &most) in lanes.1.iter_mut().zip(&most) {
+                    lane.repeats = (2 * lane.repeats).min(most);
                 }
                 // Once the longest queue is not enough, the timed lane must be shorter.
-                if lanes.1.iter().any(|lane| lane.repeats == MOST_BESIDE) {
+                if lanes.1.iter().zip(&most).any(|(lane, &most)| lane.repeats == most) {
                     lanes.0.repeats = (lanes.0.repeats / 2).max(1);
                 }
                 continue;

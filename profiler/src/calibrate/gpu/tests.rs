@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use optpipe_configs::file::Check;
+use optpipe_configs::hardware::Link;
+use optpipe_configs::hardware::details::{Test, TestStatus};
 use optpipe_kernels::rig::Lane;
 use proptest::prelude::*;
 
