@@ -10,8 +10,10 @@ tune: build
 	@target/release/optpipe tune $(JOB) --out $(OUT) --force
 
 # Compiling the kernels takes NVRTC. Without it their tests are skipped, unless OPTPIPE_REQUIRE_NVRTC is 1.
+# What is exported for PyTorch is run by PyTorch: without it the tests fail.
 test: setup
-	@$(with_env) { if nvrtc=$$(.ci/nvrtc); then export LD_LIBRARY_PATH="$$nvrtc"; fi; cargo test --release --workspace; }
+	@$(with_env) { OPTPIPE_TORCH_PYTHON=$$(.ci/torch) || exit 1; export OPTPIPE_TORCH_PYTHON; \
+		if nvrtc=$$(.ci/nvrtc); then export LD_LIBRARY_PATH="$$nvrtc"; fi; cargo test --release --workspace; }
 
 build: setup
 	@$(with_env) cargo build --release --workspace

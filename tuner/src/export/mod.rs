@@ -1,17 +1,24 @@
-//! Pictures of a schedule: `trace.json` for Perfetto ([`trace_json`]), `timeline.svg` for people
-//! ([`timeline_svg`]). Both show a schedule as predicted and, where it ran, as measured.
+//! A schedule for others. Pictures: `trace.json` for Perfetto ([`trace_json`]), `timeline.svg` for people
+//! ([`timeline_svg`]); both show a schedule as predicted and, where it ran, as measured. For trainers:
+//! [`mod@torch`], [`mod@megatron`], [`mod@deepspeed`]. For readers of one's own: [`table`].
 
 use optpipe_solver::schedule::OpKind;
 
 pub mod bars;
+pub mod deepspeed;
+pub mod megatron;
 pub mod memory;
+pub mod table;
 pub mod timeline;
+pub mod torch;
 pub mod trace;
 pub mod units;
 
 #[cfg(test)]
 mod tests;
 
+pub use deepspeed::deepspeed;
+pub use megatron::megatron;
 pub use timeline::{TimelineOptions, timeline_svg};
 pub use trace::trace_json;
 

@@ -1,0 +1,417 @@
+//! What `optpipe export` writes for PyTorch, run by PyTorch: real processes over gloo, gradients against the
+//! model without a pipeline, memory against the schedule's prediction.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use optpipe_solver::problem::{Problem, Sizes, Times};
+use optpipe_solver::schedule::{OpKind, ScheduleFile};
+use serde_json::{Value, json};
+use support::{file, optpipe, stderr, stdout};
+
+const MICROBATCHES: usize = 4;
+/// What torch keeps of a microbatch at a stage of the tests' model, bytes: after F, and after I (split).
+const FIRST: (i64, i64) = (16640, 16640);
+const MIDDLE: (i64, i64) = (15616, 15616);
+const LAST: (i64, i64) = (17864, 17856);
+
+/// A problem of the tests' model; `room` is what a device may hold, in microbatches of all of its stages.
+fn problem(placement: &[usize], room: f64, split_backward: bool) -> Problem {
+    let stages = placement.len();
+    let devices = placement.iter().max().map_or(0, |d| d + 1);
+    let sizes: Vec<(i64, i64)> = (0..stages)
+        .map(|s| {
+            if s == 0 {
+                FIRST
+            } else if s + 1 == stages {
+                LAST
+            } else {
+                MIDDLE
+            }
+        })
+        .collect();
+    let whole: Vec<i64> = sizes.iter().map(|x| x.0).collect();
+    let capacity = |d: usize| {
+        let all: i64 = placement.iter().zip(&whole).filter(|(device, _)| **device == d).map(|(_, bytes)| bytes).sum();
+        (all as f64 * room) as i64
+    };
+    Problem {
+        devices,
+        placement: placement.to_vec(),
+        microbatches: MICROBATCHES,
+        split_backward,
+        time_ns: Times {
+            forward: vec![100_000; stages],
+            backward_input: vec![110_000; stages],
+            backward_weight: vec![90_000; stages],
+            send_forward: vec![5_000; stages - 1],
+            send_backward: vec![5_000; stages - 1],
+            offload: vec![60_000; stages],
+            reload: vec![60_000; stages],
+        },
+        bytes: Sizes {
+            weight_context: sizes.iter().map(|x| x.1).collect(),
+            offloadable: whole.clone(),
+            activation: whole,
+            r#static: vec![0; devices],
+            capacity: (0..devices).map(capacity).collect(),
+        },
+        offload_channel: (0..devices).collect(),
+        reload_channel: (devices..2 * devices).collect(),
+    }
+}
+
+struct Cases {
+    folder: tempfile::TempDir,
+    list: Vec<Value>,
+}
+
+impl Cases {
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        file(self.path(), name, text)
+    }
+
+    /// Solves a problem; the paths of both files.
+    fn solve(&self, name: &str, problem: &Problem) -> (PathBuf, PathBuf) {
+        let yaml = serde_yaml::to_string(problem).expect("a problem can be written");
+        let problem = self.write(&format!("{name}.problem.yaml"), &yaml);
+        let schedule = self.path().join(format!("{name}.schedule.yaml"));
+        let mut command = optpipe();
+        command.arg("solve").arg(&problem).arg("-o").arg(&schedule).args(["--time-limit", "1s", "--quiet"]);
+        let output = command.output().expect("runs");
+        assert!(output.status.success(), "{name}: {}", stderr(&output));
+        (problem, schedule)
+    }
+
+    fn export(&self, name: &str, problem: &Path, schedule: &Path) -> PathBuf {
+        let folder = self.path().join(format!("{name}.export"));
+        let mut command = optpipe();
+        command.arg("export").arg(problem).arg(schedule).args(["--to", "torch", "-o"]).arg(&folder);
+        let output = command.output().expect("runs");
+        assert!(output.status.success(), "{name}: {}", stderr(&output));
+        folder
+    }
+
+    fn add(&mut self, name: &str, what: &str, placement: &[usize], more: Value) {
+        let ranks = placement.iter().max().map_or(0, |d| d + 1);
+        let mut case = json!({
+            "name": name, "do": what, "ranks": ranks, "placement": placement, "microbatches": MICROBATCHES,
+        });
+        for (key, value) in more.as_object().expect("an object") {
+            case[key] = value.clone();
+        }
+        self.list.push(case);
+    }
+}
+
+/// The python that has torch: the environment's, or the one that the script makes.
+fn python() -> PathBuf {
+    if let Some(python) = std::env::var_os("OPTPIPE_TORCH_PYTHON") {
+        return python.into();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ci/torch");
+    let output = Command::new(&script).output().expect("the script runs");
+    assert!(output.status.success(), "no torch to test with: {}", stderr(&output));
+    stdout(&output).trim().into()
+}
+
+fn peaks(problem: &Path, schedule: &Path) -> Vec<i64> {
+    let output = optpipe().arg("check").arg(problem).arg(schedule).arg("--json").output().expect("runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    report["peak_bytes"].as_array().expect("a list").iter().filter_map(Value::as_i64).collect()
+}
+
+/// The compute-only file as a naive exporter would write it.
+fn naive_csv(schedule: &Path) -> String {
+    let text = std::fs::read_to_string(schedule).expect("was written");
+    let schedule: ScheduleFile = serde_yaml::from_str(&text).expect("is a schedule");
+    let row = |ops: &Vec<optpipe_solver::schedule::ScheduledOp>| {
+        let compute = ops.iter().filter(|x| x.op.is_compute());
+        let cell = |x: &optpipe_solver::schedule::ScheduledOp| {
+            let letter = if x.op == OpKind::B { 'I' } else { x.op.letter() };
+            format!("{}{letter}{}", x.stage, x.microbatch)
+        };
+        compute.map(cell).collect::<Vec<_>>().join(",") + "\n"
+    };
+    schedule.schedule.ops.iter().map(row).collect()
+}
+
+/// The same schedule with microbatches renamed: legal, as all are alike, but the last stage runs them 3, 2, 1, 0.
+fn reversed(cases: &Cases, name: &str, schedule: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(schedule).expect("was written");
+    let mut schedule: ScheduleFile = serde_yaml::from_str(&text).expect("is a schedule");
+    let last = schedule.placement.as_ref().map_or(0, |p| p.len() - 1);
+    let mut forwards: Vec<(i64, usize)> = schedule
+        .schedule
+        .ops
+        .iter()
+        .flatten()
+        .filter(|x| x.op == OpKind::F && x.stage == last)
+        .map(|x| (x.start_ns, x.microbatch))
+        .collect();
+    forwards.sort_unstable();
+    for op in schedule.schedule.ops.iter_mut().flatten() {
+        let place = forwards.iter().position(|&(_, j)| j == op.microbatch).expect("is one of them");
+        op.microbatch = MICROBATCHES - 1 - place;
+    }
+    cases.write(&format!("{name}.schedule.yaml"), &schedule.to_yaml().expect("can be written"))
+}
+
+#[test]
+fn torch_runs_schedules_with_the_gradients_of_the_model_without_a_pipeline() {
+    let python = python();
+    let mut cases = Cases { folder: tempfile::tempdir().expect("temporary folder"), list: Vec::new() };
+    let placements: [(&str, &[usize]); 5] = [
+        ("p2", &[0, 1]),
+        ("p2loop", &[0, 1, 0, 1]),
+        ("p2v", &[0, 1, 1, 0]),
+        ("p4", &[0, 1, 2, 3]),
+        ("p4loop", &[0, 1, 2, 3, 0, 1, 2, 3]),
+    ];
+    // Which cases offload, and the predicted peaks of each.
+    let mut trained: Vec<(String, bool, Vec<i64>)> = Vec::new();
+    for (shape, placement) in placements {
+        for (how, room) in [("free", 8.0), ("tight", 1.6)] {
+            let name = format!("{shape}.{how}");
+            let (problem_file, schedule) = cases.solve(&name, &problem(placement, room, true));
+            let folder = cases.export(&name, &problem_file, &schedule);
+            let (problem_file, schedule) = (folder.join("problem.yaml"), folder.join("schedule.yaml"));
+            let offloads = std::fs::read_to_string(&schedule).expect("was written").contains("op: O");
+            assert!(how == "tight" || !offloads, "{name} offloads without need");
+            trained.push((name.clone(), offloads, peaks(&problem_file, &schedule)));
+            cases.add(&name, "train", placement, json!({"problem": problem_file, "schedule": schedule}));
+            cases.add(&format!("{name}.plain"), "plain", placement, json!({"csv": folder.join("schedule.csv")}));
+        }
+    }
+    assert!(trained.iter().filter(|x| x.1).count() >= 3, "too few schedules offload: {trained:?}");
+
+    // The raw schedule, not exported; then, between steps, another one, and one for another batch.
+    let place = placements[1].1;
+    let (free, newer) =
+        (cases.path().join("p2loop.free.schedule.yaml"), cases.path().join("p2loop.tight.schedule.yaml"));
+    let other = cases.write(
+        "other.yaml",
+        &std::fs::read_to_string(&newer).expect("was written").replace("microbatches: 4", "microbatches: 5"),
+    );
+    let problem_file = cases.path().join("p2loop.tight.problem.yaml");
+    cases.add("switch", "train", place, json!({"problem": problem_file, "schedule": free, "newer": [newer, other]}));
+
+    // Order of losses: the naive file trains on wrong gradients, the exported one does not.
+    let place = placements[0].1;
+    let (problem_file, free) = (cases.path().join("p2.free.problem.yaml"), cases.path().join("p2.free.schedule.yaml"));
+    let backwards = reversed(&cases, "backwards", &free);
+    let naive = cases.write("naive.csv", &naive_csv(&backwards));
+    let folder = cases.export("backwards", &problem_file, &backwards);
+    cases.add("naive", "plain", place, json!({"csv": naive}));
+    cases.add("renamed", "plain", place, json!({"csv": folder.join("schedule.csv")}));
+    cases.add("renamed.adapter", "train", place, json!({"problem": problem_file, "schedule": backwards}));
+
+    // Whole backwards.
+    let (whole_problem, whole) = cases.solve("whole", &problem(place, 8.0, false));
+    let folder = cases.export("whole", &whole_problem, &whole);
+    let csv = std::fs::read_to_string(folder.join("schedule.csv")).expect("was written");
+    assert!(!csv.contains('I') && !csv.contains('W'), "{csv}");
+    cases.add("whole", "plain", place, json!({"csv": folder.join("schedule.csv")}));
+
+    for how in ["torch", "disagree", "missing", "model"] {
+        let mut more = json!({"problem": problem_file, "schedule": free, "how": how});
+        if how == "model" {
+            more["model_placement"] = json!([0, 1, 0, 1]);
+        }
+        cases.add(&format!("refused.{how}"), "refused", place, more);
+    }
+
+    let list = serde_json::to_string(&cases.list).expect("JSON");
+    cases.write("cases.json", &list);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(&python)
+        .arg(root.join("../tests/torch/ranks.py"))
+        .arg(cases.path())
+        // The package as the binary brings it.
+        .env("PYTHONPATH", folder)
+        .env("OMP_NUM_THREADS", "1")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("python runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let results: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}{}", stdout(&output), stderr(&output)));
+    let of = |name: &str| -> Vec<Value> { results[name].as_array().expect("a list").clone() };
+    let worst = |name: &str| -> f64 {
+        let ranks = of(name);
+        let error = |rank: &Value| {
+            let errors = rank["errors"].as_array().unwrap_or_else(|| panic!("{name}: {rank}"));
+            errors.iter().map(|e| e.as_f64().unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
+        };
+        ranks.iter().map(error).fold(0.0, f64::max)
+    };
+
+    for (name, offloads, peaks) in &trained {
+        assert!(worst(name) < 1e-10, "{name}: {}", worst(name));
+        assert!(worst(&format!("{name}.plain")) < 1e-10, "{name}.plain");
+        let mut offloaded = 0;
+        for (rank, (found, &predicted)) in of(name).iter().zip(peaks).enumerate() {
+            for peak in found["peaks"].as_array().expect("a list") {
+                let ratio = peak.as_f64().unwrap_or(0.0) / predicted as f64;
+                assert!((0.95..=1.05).contains(&ratio), "{name}, rank {rank}: {peak} of {predicted} predicted");
+            }
+            assert_eq!(found["left"], 0, "{name}, rank {rank} keeps something after the step");
+            offloaded += found["offloaded"].as_i64().unwrap_or(0);
+        }
+        assert_eq!(offloaded > 0, *offloads, "{name}");
+        // The tuner reads what was measured.
+        let text = std::fs::read_to_string(cases.path().join(format!("{name}.measured.yaml"))).expect("was written");
+        let measured: optpipe::measured::Measured = serde_yaml::from_str(&text).expect("is measured.yaml");
+        let computed = measured.ops.iter().filter(|x| x.op.is_compute()).count();
+        let stages = cases
+            .list
+            .iter()
+            .find(|c| c["name"] == **name)
+            .map_or(0, |c| c["placement"].as_array().map_or(0, Vec::len));
+        assert_eq!(computed, 3 * stages * MICROBATCHES, "{name}");
+        assert_eq!(measured.peak_bytes.len(), peaks.len());
+        assert_eq!(measured.offloaded_bytes as i64, offloaded);
+        assert!(measured.step.median_ns > 0 && measured.ops.iter().all(|x| x.end_ns >= x.start_ns));
+    }
+
+    assert!(worst("switch") < 1e-10, "switch: {}", worst("switch"));
+    for rank in of("switch") {
+        assert_eq!(rank["swaps"], 1, "{rank}");
+        let said = rank["rejected"].as_str().unwrap_or_default();
+        assert!(said.contains("schedule.yaml has microbatches 5, problem.yaml 4"), "{rank}");
+    }
+
+    assert!(worst("naive") > 1e-3, "torch no longer mixes losses up: {}", worst("naive"));
+    for name in ["renamed", "renamed.adapter", "whole"] {
+        assert!(worst(name) < 1e-10, "{name}: {}", worst(name));
+    }
+
+    for (how, words) in [
+        ("torch", "torch 2.6.0: this package knows 2.7 to 2.15"),
+        ("disagree", "ranks disagree: schedule: "),
+        ("missing", "rank 1: FileNotFoundError"),
+        ("model", "the schedule has 2 stages, the model 4"),
+    ] {
+        let ranks = of(&format!("refused.{how}"));
+        let said = ranks[0]["error"].as_str().unwrap_or_else(|| panic!("{how}: {ranks:?}"));
+        assert!(said.contains(words), "{how}: {said}");
+        if how != "missing" {
+            assert!(ranks.iter().all(|rank| rank["error"] == said), "{how}: {ranks:?}");
+        }
+    }
+}
+
+fn export_text(problem: &Path, schedule: &Path, format: &str, more: &[&str]) -> Result<String, String> {
+    let output = optpipe().arg("export").arg(problem).arg(schedule).args(["--to", format]).args(more).output();
+    let output = output.expect("runs");
+    if output.status.success() { Ok(stdout(&output)) } else { Err(stderr(&output)) }
+}
+
+#[test]
+fn deepspeed_ranks_do_not_wait_for_each_other_and_keep_what_they_need() {
+    let python = python();
+    let cases = Cases { folder: tempfile::tempdir().expect("temporary folder"), list: Vec::new() };
+    for (name, placement, room) in
+        [("two", &[0, 1][..], 8.0), ("four", &[0, 1, 2, 3][..], 8.0), ("tight", &[0, 1, 2, 3][..], 1.6)]
+    {
+        let (problem, schedule) = cases.solve(name, &problem(placement, room, true));
+        for (order, schedule) in [("as solved", schedule.clone()), ("renamed", reversed(&cases, "renamed", &schedule))]
+        {
+            // DeepSpeed loads the last stage's labels in the order of its data: microbatches have to be in order.
+            let text = export_text(&problem, &schedule, "deepspeed", &[]).expect("is exported");
+            let path = cases.write(&format!("{name}.py"), &text);
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/torch/deepspeed_ranks.py");
+            let output = Command::new(&python).arg(script).arg(&path).output().expect("python runs");
+            assert!(output.status.success(), "{name}, {order}: {}\n{text}", stderr(&output));
+            assert_eq!(stdout(&output).trim(), "ran");
+        }
+    }
+    let (problem, schedule) = cases.solve("loop", &problem(&[0, 1, 0, 1], 8.0, true));
+    let refused = export_text(&problem, &schedule, "deepspeed", &[]).expect_err("has two stages a rank");
+    assert!(refused.contains("DeepSpeed has one stage a rank"), "{refused}");
+}
+
+#[test]
+fn readers_of_ones_own_find_what_they_need() {
+    let python = python();
+    let cases = Cases { folder: tempfile::tempdir().expect("temporary folder"), list: Vec::new() };
+    let (problem, schedule) = cases.solve("loop", &problem(&[0, 1, 0, 1], 1.2, true));
+    let text = export_text(&problem, &schedule, "json", &[]).expect("is exported");
+    let path = cases.write("schedule.json", &text);
+    let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/reader/read_schedule.py");
+    let run = |path: &Path| Command::new(&python).arg(&reader).arg(path).output().expect("python runs");
+    let output = run(&path);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let csv = export_text(&problem, &schedule, "csv", &[]).expect("is exported");
+    let offloads = csv.lines().filter(|line| line.split(',').nth(1) == Some("O")).count();
+    assert!(offloads > 0 && stdout(&output).contains(&format!("\n{offloads} activations leave the device")));
+    assert_eq!(csv.lines().count(), 1 + 3 * 4 * MICROBATCHES + 2 * offloads);
+    let broken = run(&cases.write("broken.json", &text.replace("\"version\":1", "\"version\":2")));
+    assert!(!broken.status.success() && stderr(&broken).contains("this reader knows 1"), "{}", stderr(&broken));
+    // The same schedule, as yaml.
+    let yaml = export_text(&problem, &schedule, "yaml", &[]).expect("is exported");
+    let both: (ScheduleFile, ScheduleFile) =
+        (serde_yaml::from_str(&yaml).expect("is a schedule"), serde_json::from_str(&text).expect("is a schedule"));
+    assert_eq!(both.0, both.1);
+}
+
+#[test]
+fn megatron_gets_the_layout_and_the_distance() {
+    let cases = Cases { folder: tempfile::tempdir().expect("temporary folder"), list: Vec::new() };
+    let (tight, schedule) = cases.solve("loop", &problem(&[0, 1, 0, 1], 1.2, true));
+    let text = export_text(&tight, &schedule, "megatron", &["--layer-split", "2,3,3,2"]).expect("is exported");
+    assert!(text.contains("--pipeline-model-parallel-layout 'Ett|ttt|ttt|ttL'"), "{text}");
+    assert!(text.contains("--offload-modules") && text.contains("EXCEEDS the limit"), "{text}");
+    assert!(text.contains("# step, simulated: "), "{text}");
+    let bash = Command::new("bash").arg("-n").arg(cases.write("megatron.sh", &text)).output().expect("bash runs");
+    assert!(bash.status.success(), "{}", stderr(&bash));
+    let refused = export_text(&tight, &schedule, "megatron", &[]).expect_err("has no layers");
+    assert!(refused.contains("layer_split"), "{refused}");
+    let (v, schedule) = cases.solve("v", &problem(&[0, 1, 1, 0], 8.0, true));
+    let refused = export_text(&v, &schedule, "megatron", &["--layer-split", "2,3,3,2"]).expect_err("is a V");
+    assert!(refused.contains("stage s on device s mod P"), "{refused}");
+}
+
+#[test]
+fn trainers_get_the_modules_of_each_stage() {
+    let cases = Cases { folder: tempfile::tempdir().expect("temporary folder"), list: Vec::new() };
+    let (problem, schedule) = cases.solve("two", &problem(&[0, 1], 8.0, true));
+    let export = |model: &str, split: &str| {
+        let folder = cases.path().join(model);
+        let mut command = optpipe();
+        command.arg("export").arg(&problem).arg(&schedule).args(["--to", "torch", "--model", model]);
+        command.args(["--layer-split", split, "-o"]).arg(&folder);
+        let output = command.output().expect("runs");
+        if output.status.success() { Ok(folder) } else { Err(stderr(&output)) }
+    };
+    let read = |folder: &Path, name: &str| std::fs::read_to_string(folder.join(name)).expect("was written");
+    let folder = export("llama-3.1-8b", "17,15").expect("is exported");
+    let stages: Value = serde_json::from_str(&read(&folder, "stages.json")).expect("JSON");
+    assert_eq!(stages["modules"][0][0], "model.embed_tokens");
+    assert_eq!(stages["modules"][0][17], "model.layers.16");
+    assert_eq!(stages["modules"][1][0], "model.layers.17");
+    assert_eq!(stages["modules"][1][15], "model.norm");
+    assert_eq!(stages["modules"][1][16], "lm_head");
+    let titan = read(&folder, "torchtitan.sh");
+    assert!(titan.contains("--parallelism.pipeline_parallel_schedule 1F1B\n"), "{titan}");
+    assert!(read(&folder, "nemo_automodel.yaml").contains("    pp_schedule_csv: schedule.csv\n"));
+    for script in ["launch.sh", "torchtitan.sh"] {
+        let bash = Command::new("bash").arg("-n").arg(folder.join(script)).output().expect("bash runs");
+        assert!(bash.status.success(), "{script}: {}", stderr(&bash));
+    }
+    // A matrix that two stages share: its gradients would be wrong in trainers that do not add them.
+    let folder = export("llama-3.2-1b", "9,7").expect("is exported");
+    for name in ["torchtitan.sh", "nemo_automodel.yaml"] {
+        let text = read(&folder, name);
+        assert!(text.starts_with("# No settings") && text.contains("share a matrix"), "{text}");
+    }
+    let refused = export("llama-3.1-8b", "17,16").expect_err("has a block too many");
+    assert!(refused.contains("is not one of 32 blocks over 2 stages"), "{refused}");
+}

@@ -1,0 +1,85 @@
+"""When ops ran, and the file measured.yaml."""
+
+import statistics
+import time
+
+import torch
+
+
+class Clock:
+    """Times of the ops of a step: the host's, or on CUDA those of the streams."""
+
+    def __init__(self, device):
+        self.cuda = torch.device(device).type == "cuda"
+        self.ops = []  # (kind, stage, microbatch, start, end): ns, or CUDA events
+        self.origin = None
+        self.wall_ns = 0
+
+    def begin(self):
+        """A step begins."""
+        self.ops = []
+        self.origin = self.mark()
+        if self.cuda:
+            self.origin.synchronize()
+        self.wall_ns = time.time_ns()
+
+    def mark(self):
+        """Now."""
+        if not self.cuda:
+            return time.perf_counter_ns()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def add(self, kind, pair, start, end):
+        self.ops.append((kind, *pair, start, end))
+
+    def finish(self):
+        """The ops with times in ns, as of the machine's wall clock."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+        def since(mark):
+            ns = self.origin.elapsed_time(mark) * 1e6 if self.cuda else mark - self.origin
+            return self.wall_ns + round(ns)
+
+        return [(kind, stage, j, since(start), since(end)) for kind, stage, j, start, end in self.ops]
+
+
+def sample(values):
+    """The statistics that measured.yaml has of times, ns."""
+    values = sorted(values)
+    if not values:
+        return dict(median_ns=0, mad_ns=0, p05_ns=0, p95_ns=0, count=0, stable=False)
+    median = round(statistics.median(values))
+    spread = round(statistics.median(abs(v - median) for v in values))
+    at = lambda share: values[min(len(values) - 1, round(share * (len(values) - 1)))]
+    return dict(median_ns=median, mad_ns=spread, p05_ns=at(0.05), p95_ns=at(0.95), count=len(values),
+                stable=spread <= 0.05 * median)
+
+
+def measured(backend, placement, steps, optimizer_ns):
+    """measured.yaml: `steps` has for each step a list over ranks of (ops, loss or None, peak bytes, offloaded bytes).
+
+    Ranks on several machines are as comparable as their clocks.
+    """
+    whole = []
+    for ranks in steps:
+        ops = [op for ops, *_ in ranks for op in ops]
+        first = min(op[3] for op in ops)
+        whole.append((max(op[4] for op in ops) - first, first, ops))
+    durations = {}
+    for _, _, ops in whole:
+        for kind, stage, j, start, end in ops:
+            durations.setdefault((kind, stage, j), []).append(end - start)
+    _, first, ops = sorted(whole, key=lambda step: step[0])[(len(whole) - 1) // 2]
+    rows = sorted((placement[stage], start - first, kind, stage, j, end - first) for kind, stage, j, start, end in ops)
+    losses = [next((loss for _, loss, *_ in ranks if loss is not None), None) for ranks in steps]
+    return dict(
+        version=1, backend=backend, step=sample([length for length, *_ in whole]), optimizer=sample(optimizer_ns),
+        steps_ns=[length for length, *_ in whole], losses=[loss for loss in losses if loss is not None],
+        peak_bytes=[max(ranks[rank][2] for ranks in steps) for rank in range(len(steps[0]))],
+        offloaded_bytes=max(sum(offloaded for *_, offloaded in ranks) for ranks in steps),
+        ops=[dict(device=device, op=kind, stage=stage, microbatch=j, start_ns=start, end_ns=end,
+                  median_ns=round(statistics.median(durations[kind, stage, j])))
+             for device, start, kind, stage, j, end in rows])

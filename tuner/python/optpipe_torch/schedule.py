@@ -1,0 +1,302 @@
+"""The schedule object that a training loop calls."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+from torch.utils._pytree import tree_leaves
+
+from . import program
+from .agree import Disagreement, agree, from_first
+from .files import ScheduleError, parse
+from .measure import Clock, measured
+from .saved import Ledger
+
+logger = logging.getLogger("optpipe_torch")
+# The private interface below was read in these and between.
+OLDEST, NEWEST = (2, 7), (2, 15)
+
+
+def _version():
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+
+
+class OptPipeSchedule:
+    """Runs schedule.yaml on torch.distributed.pipelining.
+
+    `stages` are this rank's `PipelineStage`s, ascending; `loss_fn(output, target)` gives a mean over a
+    microbatch. The problem that the schedule solves lies beside it as problem.yaml or is named by `problem`.
+    With `watch`, a newer schedule file is taken up between two steps by all ranks together.
+
+    Every rank calls the constructor and every method in the same order.
+    """
+
+    def __init__(self, schedule, stages, loss_fn, *, problem=None, watch=True, scale_grads=True):
+        self.path = Path(schedule)
+        self.problem_path = Path(problem) if problem is not None else self.path.with_name("problem.yaml")
+        self.stages = sorted(stages, key=lambda stage: stage.stage_index)
+        if not self.stages:
+            raise ScheduleError("no stages: every rank has at least one")
+        self.group = self.stages[0].group if self.stages[0].group is not None else dist.group.WORLD
+        self.device = torch.device(self.stages[0].device)
+        self.rank = dist.get_rank(self.group)
+        self.watch, self.rejected, self.swaps = watch, None, 0
+        self.records, self.optimizer_ns = [], []
+        self.ledger, self.clock = Ledger(self.device), Clock(self.device)
+        self.current = self.entered = None
+        self.seen = self._signature()
+        self.plan, self.rows = agree(self.group, "OptPipeSchedule", lambda: self._read(self._texts()))
+        self.runtime = self._runtime(loss_fn, scale_grads)
+        self._load()
+        for stage in self.stages:
+            self._wrap(stage)
+
+    # Files
+
+    def _signature(self):
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _texts(self):
+        return self.path.read_text("utf-8"), self.problem_path.read_text("utf-8")
+
+    def _read(self, texts):
+        """A checked plan with all ranks' programs, and what all ranks have to have the same."""
+        if not OLDEST <= _version() <= NEWEST:
+            raise ScheduleError(f"torch {torch.__version__}: this package knows {OLDEST[0]}.{OLDEST[1]} to "
+                                f"{NEWEST[0]}.{NEWEST[1]}")
+        plan = parse(*texts)
+        ranks, stages = dist.get_world_size(self.group), self.stages[0].num_stages
+        if len(plan.ops) != ranks:
+            raise ScheduleError(f"the schedule has {len(plan.ops)} devices, this run {ranks} ranks")
+        if len(plan.placement) != stages:
+            raise ScheduleError(f"the schedule has {len(plan.placement)} stages, the model {stages}")
+        own = [stage for stage, device in enumerate(plan.placement) if device == self.rank]
+        found = [stage.stage_index for stage in self.stages]
+        if own != found:
+            raise ScheduleError(f"the schedule puts stages {own} on rank {self.rank}, which has {found}")
+        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+        return (plan, program.programs(plan)), {"torch": torch.__version__, "schedule": digest, "stages": stages}
+
+    def _take_up_newer(self):
+        """All ranks together: a newer file that fits is run from now on, one that does not is left."""
+        signature = self._signature() if self.rank == 0 else None
+        newer = torch.tensor([int(self.rank == 0 and signature not in (None, self.seen))], device=self.device)
+        dist.broadcast(newer, src=dist.get_global_rank(self.group, 0), group=self.group)
+        if not newer.item():
+            return
+        self.seen = signature
+        texts = None
+        if self.rank == 0:
+            try:
+                texts = self._texts()
+            except OSError as e:
+                texts = e
+        texts = from_first(self.group, texts, self.device)
+
+        def act():
+            if isinstance(texts, OSError):
+                raise texts
+            (plan, rows), fingerprint = self._read(texts)
+            for key in ("placement", "microbatches"):
+                if getattr(plan, key) != getattr(self.plan, key):
+                    raise ScheduleError(f"{key} changed from {getattr(self.plan, key)} to {getattr(plan, key)}: "
+                                        "start anew for that")
+            return (plan, rows), fingerprint
+
+        try:
+            self.plan, self.rows = agree(self.group, "newer schedule", act)
+        except Disagreement as e:
+            self.rejected = str(e)
+            if self.rank == 0:
+                logger.warning("kept the schedule that runs: %s", e)
+            return
+        self._load()
+        self.swaps += 1
+        self.records, self.optimizer_ns = [], []
+
+    # torch.distributed.pipelining
+
+    def _runtime(self, loss_fn, scale_grads):
+        from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
+
+        outer = self
+
+        class Runtime(_PipelineScheduleRuntime):
+            """The forward of a stage ends with the loss; what follows it in the program is done then."""
+
+            def _maybe_compute_loss(self, stage, *args, **kwargs):
+                if outer.current is None:
+                    return super()._maybe_compute_loss(stage, *args, **kwargs)
+                pair, start = outer.current
+                with outer.ledger.saving(pair):
+                    super()._maybe_compute_loss(stage, *args, **kwargs)
+                outer.current = None
+                outer.ledger.after_forward(pair)
+                outer._done("F", pair, start)
+
+        return Runtime(self.stages, self.plan.microbatches, loss_fn=loss_fn, scale_grads=scale_grads)
+
+    def _load(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "schedule.csv")
+            Path(path).write_text(program.csv(self.rows), "utf-8")
+            self.runtime._load_csv(path)
+
+    def _wrap(self, stage):
+        forward, compute = stage.forward_one_chunk, stage.forward_maybe_with_nosync
+        backward, weight = stage.backward_one_chunk, stage.backward_weight_one_chunk
+
+        def forward_one_chunk(microbatch, *args, **kwargs):
+            self.current = (stage.stage_index, microbatch), self.clock.mark()
+            return forward(microbatch, *args, **kwargs)
+
+        def forward_maybe_with_nosync(*args, **kwargs):
+            if self.current is None:  # torch looks at shapes
+                return compute(*args, **kwargs)
+            with self.ledger.saving(self.current[0]):
+                output = compute(*args, **kwargs)
+            tensors = [[t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in ((args, kwargs), output)]
+            self.ledger.keep(*tensors)
+            return output
+
+        def backward_one_chunk(microbatch, *args, **kwargs):
+            pair = stage.stage_index, microbatch
+            self.ledger.await_reload(pair)
+            start = self.clock.mark()
+            result = backward(microbatch, *args, **kwargs)
+            whole = kwargs.get("full_backward", True)
+            if whole:
+                self.ledger.after_backward(pair)
+            else:
+                self.ledger.after_backward_input(pair)
+            self._done("BW" if whole else "B", pair, start)
+            return result
+
+        def backward_weight_one_chunk(microbatch, *args, **kwargs):
+            pair, start = (stage.stage_index, microbatch), self.clock.mark()
+            result = weight(microbatch, *args, **kwargs)
+            self.ledger.after_backward(pair)
+            self._done("W", pair, start)
+            return result
+
+        stage.forward_one_chunk, stage.forward_maybe_with_nosync = forward_one_chunk, forward_maybe_with_nosync
+        stage.backward_one_chunk, stage.backward_weight_one_chunk = backward_one_chunk, backward_weight_one_chunk
+
+    def _done(self, kind, pair, start):
+        """A compute step is over: it has to be the program's, whose moves of memory follow."""
+        end = self.clock.mark()
+        self.clock.add(kind, pair, start, end)
+        row = self.rows[self.rank]
+        step = row[self.at]
+        if (step.kind, step.pair) != (kind, pair):
+            raise RuntimeError(f"torch ran {kind} of stage {pair[0]}, microbatch {pair[1]}, the schedule has {step}")
+        self.at += 1
+        self._move_memory()
+
+    def _move_memory(self):
+        row = self.rows[self.rank]
+        while self.at < len(row) and row[self.at].kind in (program.START_OFFLOAD, program.END_OFFLOAD, program.RELOAD):
+            step = row[self.at]
+            if step.kind == program.END_OFFLOAD:
+                self.ledger.end_offload(step.pair)
+            else:
+                out = step.kind == program.START_OFFLOAD
+                start = None if self.clock.cuda else self.clock.mark()
+                span = (self.ledger.start_offload if out else self.ledger.reload)(step.pair)
+                self.clock.add("O" if out else "R", step.pair, *(span or (start, self.clock.mark())))
+            self.at += 1
+
+    # What a training loop calls
+
+    def step(self, *args, target=None, **kwargs):
+        """Forward and backward of one batch; the mean loss on the last stage's rank, else None.
+
+        The batch divides by the number of microbatches: torch would give the last ones fewer samples and
+        weigh them alike.
+        """
+        for tensor in tree_leaves((args, kwargs, target)):
+            if isinstance(tensor, torch.Tensor) and tensor.dim() > 0 and tensor.shape[0] % self.plan.microbatches:
+                raise ScheduleError(f"a batch of {tensor.shape[0]} does not divide by "
+                                    f"{self.plan.microbatches} microbatches")
+        if self.watch:
+            self._take_up_newer()
+        if self.clock.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.ledger.begin_step([stage.submod for stage in self.stages])
+        self.at, self.current = 0, None
+        self.clock.begin()
+        self._move_memory()
+        losses = [] if any(stage.is_last for stage in self.stages) else None
+        self.runtime.step(*args, target=target, losses=losses, return_outputs=False, **kwargs)
+        loss = float(torch.stack(losses).detach().mean()) if losses else None
+        self.records.append((self._split_whole(self.clock.finish()), loss, self._peak(), self.ledger.offloaded))
+        return loss
+
+    @property
+    def saved_peak(self):
+        """The most bytes that autograd held at once in the last step, on this rank."""
+        return self.ledger.peak
+
+    @property
+    def predicted_peak(self):
+        """The same, as the schedule's problem has it."""
+        return program.predicted_peaks(self.plan, self.rows)[self.rank]
+
+    def stage_bytes(self):
+        """Of each stage here, as the problem has them: activation, weight_context, offloadable of a microbatch."""
+        found = {}
+        for stage in self.stages:
+            s = stage.stage_index
+            most = lambda table: max((n for (stage, _), n in table.items() if stage == s), default=0)
+            activation = most(self.ledger.activation)
+            # Where every backward was whole nothing tells how much W needs: all, which is on the safe side.
+            context = most(self.ledger.weight_context) or activation
+            found[s] = dict(activation=activation, weight_context=context, offloadable=most(self.ledger.offloadable))
+        return found
+
+    def _peak(self):
+        """CUDA: of the allocator. Elsewhere: static as the problem has it, and what autograd held."""
+        if self.clock.cuda:
+            return torch.cuda.max_memory_allocated(self.device)
+        return self.plan.problem["bytes"]["static"][self.rank] + self.ledger.peak
+
+    def _split_whole(self, ops):
+        """A whole backward as B and W, in the proportion that the problem has."""
+        times, found = self.plan.problem["time_ns"], []
+        for kind, stage, j, start, end in ops:
+            if kind != "BW":
+                found.append((kind, stage, j, start, end))
+                continue
+            b, w = times["backward_input"][stage], times["backward_weight"][stage]
+            middle = start + round((end - start) * (b / (b + w) if b + w else 0.5))
+            found += [("B", stage, j, start, middle), ("W", stage, j, middle, end)]
+        return found
+
+    def add_optimizer_time(self, ns):
+        """What the optimizer took after a step, for measured.yaml."""
+        self.optimizer_ns.append(int(ns))
+
+    def write_measured(self, path, skip=1):
+        """Writes measured.yaml on the first rank, of the steps since the schedule was taken up but the first
+        `skip`. Every rank calls it. Returns what was written, None on other ranks."""
+        found = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(found, (self.records[skip:] or self.records[-1:], self.optimizer_ns), group=self.group)
+        if self.rank != 0:
+            return None
+        if not found[0][0]:
+            raise ScheduleError("no step has run since the schedule was taken up")
+        steps = list(zip(*(records for records, _ in found)))
+        result = measured(self.device.type, self.plan.placement, steps, found[0][1])
+        written = Path(f"{path}.partial")
+        written.write_text(yaml.safe_dump(result, sort_keys=False, default_flow_style=None), "utf-8")
+        os.replace(written, path)
+        return result
