@@ -53,10 +53,10 @@ fn problem(placement: &[usize], room: f64, split_backward: bool) -> Problem {
         },
         bytes: Sizes {
             weight_context: sizes.iter().map(|x| x.1).collect(),
+            capacity: (0..devices).map(capacity).collect(),
             offloadable: whole.clone(),
             activation: whole,
             r#static: vec![0; devices],
-            capacity: (0..devices).map(capacity).collect(),
         },
         offload_channel: (0..devices).collect(),
         reload_channel: (devices..2 * devices).collect(),
@@ -79,11 +79,21 @@ impl Cases {
 
     /// Solves a problem; the paths of both files.
     fn solve(&self, name: &str, problem: &Problem) -> (PathBuf, PathBuf) {
+        self.solve_by(name, problem, "auto")
+    }
+
+    fn solve_by(&self, name: &str, problem: &Problem, method: &str) -> (PathBuf, PathBuf) {
         let yaml = serde_yaml::to_string(problem).expect("a problem can be written");
         let problem = self.write(&format!("{name}.problem.yaml"), &yaml);
         let schedule = self.path().join(format!("{name}.schedule.yaml"));
         let mut command = optpipe();
-        command.arg("solve").arg(&problem).arg("-o").arg(&schedule).args(["--time-limit", "1s", "--quiet"]);
+        command.arg("solve").arg(&problem).arg("-o").arg(&schedule).args([
+            "--time-limit",
+            "1s",
+            "--quiet",
+            "--method",
+            method,
+        ]);
         let output = command.output().expect("runs");
         assert!(output.status.success(), "{name}: {}", stderr(&output));
         (problem, schedule)
@@ -206,7 +216,9 @@ fn torch_runs_schedules_with_the_gradients_of_the_model_without_a_pipeline() {
     // Order of losses: the naive file trains on wrong gradients, the exported one does not.
     let place = placements[0].1;
     let (problem_file, free) = (cases.path().join("p2.free.problem.yaml"), cases.path().join("p2.free.schedule.yaml"));
-    let backwards = reversed(&cases, "backwards", &free);
+    // All forwards first: the loss that torch looks up is there, and another microbatch's.
+    let (_, all_first) = cases.solve_by("gpipe", &problem(place, 8.0, true), "gpipe");
+    let backwards = reversed(&cases, "backwards", &all_first);
     let naive = cases.write("naive.csv", &naive_csv(&backwards));
     let folder = cases.export("backwards", &problem_file, &backwards);
     cases.add("naive", "plain", place, json!({"csv": naive}));

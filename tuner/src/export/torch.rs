@@ -198,6 +198,10 @@ loss = schedule.step(inputs, target=targets)                   # a new schedule.
 schedule.write_measured(\"measured.yaml\")                       # what the tuner reads
 ```
 
+Activations are moved that autograd saves through its hooks. Past them go tensors that a custom function keeps
+as attributes, checkpointing without re-entry, and CUDA graphs. On torch's side gradients that are sent stay
+until the step ends.
+
 ## Without offloads, on torch alone
 
 ```python
