@@ -289,12 +289,17 @@ pub(crate) fn same_measurement(profile: &Profile, hardware: &Hardware, job: &Job
         return Err(Error::input(format!(
             "hardware: devices: expected at least the {devices} of the job's pipeline, found {shortest}"
         ))
-        .hint(format!("measure again with `optpipe calibrate --devices {devices} -o hardware.yaml`")));
+        .hint(format!(
+            "measure again with `optpipe calibrate --backend {backend} --devices {devices} -o hardware.yaml`"
+        )));
     }
     if hardware.backend != backend {
         return Err(Error::input(format!(
             "hardware: backend: expected {backend} as in the job, found {}",
             hardware.backend
+        ))
+        .hint(format!(
+            "measure again with `optpipe calibrate --backend {backend} --devices {devices} -o hardware.yaml`"
         )));
     }
     Ok(())
