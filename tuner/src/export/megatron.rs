@@ -51,7 +51,8 @@ const LAYER: f64 = 34.0;
 /// [`MegatronError`], where nothing that Megatron-Core runs has these stages.
 pub fn megatron(problem: &Problem, file: &ScheduleFile) -> Result<String, MegatronError> {
     let devices = problem.devices;
-    if problem.stages() % devices != 0 || problem.placement.iter().enumerate().any(|(s, &d)| d != s % devices) {
+    if !problem.stages().is_multiple_of(devices) || problem.placement.iter().enumerate().any(|(s, &d)| d != s % devices)
+    {
         return Err(MegatronError::Placement(problem.placement.clone()));
     }
     let split = file.layer_split.as_ref().ok_or(MegatronError::NoLayerSplit)?;
@@ -138,7 +139,7 @@ pub fn layout(split: &[usize]) -> String {
 /// The modules whose share of a layer is nearest to what is wanted.
 fn nearest(share: f64) -> Vec<&'static str> {
     let subsets = (0_usize..1 << MODULES.len()).map(|bits| {
-        let chosen = MODULES.iter().enumerate().filter(move |(i, _)| bits >> i & 1 == 1).map(|(_, module)| *module);
+        let chosen = MODULES.iter().enumerate().filter(move |(i, _)| (bits >> i) & 1 == 1).map(|(_, module)| *module);
         let reached: f64 = chosen.clone().map(|(_, bytes)| bytes / LAYER).sum();
         ((reached - share).abs(), chosen.map(|(name, _)| name).collect::<Vec<_>>())
     });

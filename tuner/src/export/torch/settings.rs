@@ -29,7 +29,7 @@ fn places_like(problem: &Problem) -> Result<&'static str, String> {
     let placed = |device: &dyn Fn(usize) -> usize| problem.placement.iter().enumerate().all(|(s, &d)| d == device(s));
     if stages == devices && placed(&|s| s) {
         Ok("1F1B")
-    } else if stages > devices && stages % devices == 0 && placed(&|s| s % devices) {
+    } else if stages > devices && stages.is_multiple_of(devices) && placed(&|s| s % devices) {
         Ok("Interleaved1F1B")
     } else if stages == 2 * devices && placed(&|s| s.min(2 * devices - 1 - s)) {
         Ok("ZBVZeroBubble")
