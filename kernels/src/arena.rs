@@ -2,11 +2,16 @@
 //!
 //! Fresh memory costs a page fault every 4 KiB at its first use, which would double the time of a
 //! copy, and not in a regular way. So buffers are written once when they are made and kept in a pool.
+//! For a GPU they are pinned: copy engines take no other memory, and a copy from other memory would go through
+//! a buffer of the driver's and block the host.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Shape};
+
+use crate::copy::CopyError;
+use crate::cuda::pinned::{Pinned, PinnedSource};
 
 /// Buffers are made in multiples of this, bytes.
 const GRAIN: usize = 4096;
@@ -14,21 +19,51 @@ const GRAIN: usize = 4096;
 #[derive(Debug, Default)]
 struct Free {
     /// Free buffers by length. A `Vec` is never empty.
-    by_length: BTreeMap<usize, Vec<Box<[u8]>>>,
+    by_length: BTreeMap<usize, Vec<Memory>>,
     /// Bytes of all buffers of the pool, in use or free.
     total: usize,
+}
+
+/// Memory of one buffer.
+#[derive(Debug)]
+enum Memory {
+    Pageable(Box<[u8]>),
+    Pinned(Pinned),
+}
+
+impl Memory {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Memory::Pageable(memory) => memory,
+            Memory::Pinned(memory) => memory.as_slice(),
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Pageable(memory) => memory,
+            Memory::Pinned(memory) => memory.as_mut_slice(),
+        }
+    }
 }
 
 /// A pool of host buffers; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct HostPool {
     free: Arc<Mutex<Free>>,
+    /// Where pinned memory comes from; without it, buffers are ordinary memory.
+    pinned: Option<PinnedSource>,
 }
 
 impl HostPool {
     /// An empty pool.
     pub fn new() -> Self {
         HostPool::default()
+    }
+
+    /// An empty pool of pinned buffers.
+    pub fn pinned(source: PinnedSource) -> Self {
+        HostPool { free: Arc::default(), pinned: Some(source) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Free> {
@@ -38,7 +73,10 @@ impl HostPool {
 
     /// A buffer of `bytes`: the smallest free one that is not more than twice as long, or a new one,
     /// every page of which has been written. Contents are arbitrary.
-    pub fn take(&self, bytes: usize) -> HostBuffer {
+    ///
+    /// # Errors
+    /// [`CopyError::Host`] where the system gives no more pinned memory.
+    pub fn take(&self, bytes: usize) -> Result<HostBuffer, CopyError> {
         let length = bytes.div_ceil(GRAIN).max(1) * GRAIN;
         let mut free = self.lock();
         let found = free.by_length.range(length..=2 * length).next().map(|(&l, _)| l);
@@ -55,17 +93,30 @@ impl HostPool {
             None => {
                 free.total += length;
                 drop(free);
-                // Not 0: zeroed memory would come from the system untouched.
-                vec![0xA5; length].into_boxed_slice()
+                match &self.pinned {
+                    // Not 0: zeroed memory would come from the system untouched.
+                    None => Memory::Pageable(vec![0xA5; length].into_boxed_slice()),
+                    Some(source) => match source.take(length) {
+                        Ok(memory) => Memory::Pinned(memory),
+                        Err(message) => {
+                            self.lock().total -= length;
+                            return Err(CopyError::Host { bytes: length, message });
+                        }
+                    },
+                }
             }
         };
-        HostBuffer { memory, bytes, pool: self.clone() }
+        Ok(HostBuffer { memory: Some(memory), bytes, pool: self.clone() })
     }
 
-    /// Makes `count` buffers of `bytes` ahead of their use.
-    pub fn prepare(&self, count: usize, bytes: usize) {
-        let buffers: Vec<HostBuffer> = (0..count).map(|_| self.take(bytes)).collect();
+    /// Makes buffers of these sizes (bytes) ahead of their use.
+    ///
+    /// # Errors
+    /// As [`HostPool::take`].
+    pub fn prepare(&self, sizes: &[usize]) -> Result<(), CopyError> {
+        let buffers = sizes.iter().map(|&bytes| self.take(bytes)).collect::<Result<Vec<_>, _>>()?;
         drop(buffers);
+        Ok(())
     }
 
     /// Bytes of all buffers of the pool, in use or free.
@@ -84,7 +135,8 @@ impl HostPool {
 /// Host memory from a pool, to which it returns when dropped.
 #[derive(Debug)]
 pub struct HostBuffer {
-    memory: Box<[u8]>,
+    /// There until dropped.
+    memory: Option<Memory>,
     bytes: usize,
     pool: HostPool,
 }
@@ -92,19 +144,21 @@ pub struct HostBuffer {
 impl HostBuffer {
     /// The contents.
     pub fn as_slice(&self) -> &[u8] {
-        &self.memory[..self.bytes]
+        self.memory.as_ref().map_or(&[], |memory| &memory.as_slice()[..self.bytes])
     }
 
     /// The contents, to be written.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.memory[..self.bytes]
+        let bytes = self.bytes;
+        self.memory.as_mut().map_or(&mut [], |memory| &mut memory.as_mut_slice()[..bytes])
     }
 }
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        let memory = std::mem::take(&mut self.memory);
-        self.pool.lock().by_length.entry(memory.len()).or_default().push(memory);
+        if let Some(memory) = self.memory.take() {
+            self.pool.lock().by_length.entry(memory.as_slice().len()).or_default().push(memory);
+        }
     }
 }
 
@@ -141,16 +195,16 @@ mod tests {
     #[test]
     fn buffers_come_back_and_are_used_again() {
         let pool = HostPool::new();
-        let mut first = pool.take(10_000);
+        let mut first = pool.take(10_000).unwrap();
         first.as_mut_slice()[9_999] = 7;
         let address = first.as_slice().as_ptr();
         assert_eq!(first.as_slice().len(), 10_000);
         let total = pool.total_bytes();
         drop(first);
-        let again = pool.take(9_000);
+        let again = pool.take(9_000).unwrap();
         assert_eq!((again.as_slice().as_ptr(), pool.total_bytes()), (address, total));
         // The free buffer is taken, so this one is new.
-        let other = pool.take(9_000);
+        let other = pool.take(9_000).unwrap();
         assert_ne!(other.as_slice().as_ptr(), address);
         assert!(pool.total_bytes() > total);
         drop((again, other));
@@ -161,9 +215,9 @@ mod tests {
     #[test]
     fn a_small_request_leaves_a_large_buffer_alone() {
         let pool = HostPool::new();
-        pool.prepare(1, 1 << 20);
-        let small = pool.take(1000);
-        let large = pool.take(1 << 20);
+        pool.prepare(&[1 << 20]).unwrap();
+        let small = pool.take(1000).unwrap();
+        let large = pool.take(1 << 20).unwrap();
         assert_eq!(pool.total_bytes(), (1 << 20) + GRAIN);
         drop((small, large));
     }

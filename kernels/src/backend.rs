@@ -3,9 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 
+use crate::alloc::Usage;
 use crate::arena::HostTensor;
 use crate::copy::CopyError;
 use crate::cpu::CpuBackend;
@@ -62,7 +64,7 @@ pub enum BackendError {
     Cuda(#[from] cuda::CudaError),
     /// CUDA on this machine, but not in this program.
     #[error(
-        "backend cuda: {devices} found, but this program was built without CUDA compute; it can list those devices, not run on them. Use `backend: cpu`, which needs nothing"
+        "backend cuda: {devices} found, but this program was built without CUDA compute: it can list and calibrate those devices, not run on them. `make cuda` builds one that can; `backend: cpu` needs nothing"
     )]
     NoCudaCompute {
         /// What was found, e.g. `1 device (NVIDIA H100)`.
@@ -87,6 +89,49 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
     /// CPU cores (shared by all devices, too), or streaming multiprocessors.
     pub cores: usize,
+}
+
+/// A moment on a device's clock.
+#[derive(Debug)]
+pub struct Stamp(Clock);
+
+#[derive(Debug)]
+enum Clock {
+    Host(Instant),
+    #[cfg(feature = "cuda")]
+    Cuda(cudarc::driver::CudaEvent),
+}
+
+impl Stamp {
+    /// Now, on the host's clock.
+    pub(crate) fn host() -> Self {
+        Stamp(Clock::Host(Instant::now()))
+    }
+
+    /// When a device comes to an event.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda(event: cudarc::driver::CudaEvent) -> Self {
+        Stamp(Clock::Cuda(event))
+    }
+
+    /// The time from this moment to a later one of the same device, ns; waits until the later one has come.
+    ///
+    /// # Errors
+    /// Moments of two devices; what the driver reports.
+    pub fn until(&self, later: &Stamp) -> candle_core::Result<u64> {
+        match (&self.0, &later.0) {
+            (Clock::Host(from), Clock::Host(to)) => {
+                Ok(u64::try_from(to.duration_since(*from).as_nanos()).unwrap_or(u64::MAX))
+            }
+            #[cfg(feature = "cuda")]
+            (Clock::Cuda(from), Clock::Cuda(to)) => {
+                let ms = from.elapsed_ms(to).map_err(candle_core::Error::wrap)?;
+                Ok((f64::from(ms) * 1e6).round() as u64)
+            }
+            #[cfg(feature = "cuda")]
+            _ => candle_core::bail!("moments on two clocks"),
+        }
+    }
 }
 
 /// Devices that hold tensors, and copies between them and the host.
@@ -123,9 +168,41 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What candle reports.
     fn reload(&self, host: &HostTensor, index: usize) -> Result<Tensor, CopyError>;
 
+    /// A tensor as another device gets it: a copy of its own there.
+    ///
+    /// # Errors
+    /// What candle reports.
+    fn send(&self, tensor: &Tensor, to: usize) -> candle_core::Result<Tensor>;
+
     /// Makes host buffers of these sizes (bytes) ahead of their use, so that the first offloads are
     /// as fast as the later ones.
-    fn prepare_host(&self, sizes: &[usize]);
+    ///
+    /// # Errors
+    /// [`CopyError::Host`].
+    fn prepare_host(&self, sizes: &[usize]) -> Result<(), CopyError>;
+
+    /// The moment at which a device has done all that it was given so far.
+    ///
+    /// # Errors
+    /// What candle reports.
+    fn stamp(&self, index: usize) -> candle_core::Result<Stamp>;
+
+    /// Keeps a device busy with nothing for a while, so that what it is given next is all there when it starts:
+    /// the time that the host takes to give it then counts for nothing. A processor, which is its own host,
+    /// needs no such thing.
+    ///
+    /// # Errors
+    /// What candle reports.
+    fn hold(&self, _index: usize) -> candle_core::Result<()> {
+        Ok(())
+    }
+
+    /// Runs an operation of a device and takes the device memory that it needs; others should rest meanwhile.
+    /// `None` where it cannot be told.
+    ///
+    /// # Errors
+    /// What candle reports.
+    fn measure(&self, index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>>;
 
     /// Gives memory that is only kept for later use back to the system. A backend without has none.
     fn trim(&self) {}
@@ -134,11 +211,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
 /// A backend with `devices` devices.
 ///
 /// # Errors
-/// [`BackendError`]: for `cuda` always, since this program has no CUDA compute; the error says what is
-/// missing.
+/// [`BackendError`]; for `cuda` always where this program has no CUDA compute: the error says what is missing.
 pub fn open(kind: BackendKind, devices: usize) -> Result<Arc<dyn Backend>, BackendError> {
     match kind {
         BackendKind::Cpu => Ok(Arc::new(CpuBackend::new(devices)?)),
+        #[cfg(feature = "cuda")]
+        BackendKind::Cuda => Ok(Arc::new(cuda::CudaBackend::new(devices)?)),
+        #[cfg(not(feature = "cuda"))]
         BackendKind::Cuda => {
             let found = cuda::devices()?;
             let names: Vec<&str> = found.iter().map(|d| d.name.as_str()).collect();
@@ -153,6 +232,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    #[cfg(not(feature = "cuda"))]
     #[test]
     fn cuda_is_refused_in_one_line_that_names_the_way_out() {
         let error = open(BackendKind::Cuda, 1).unwrap_err();

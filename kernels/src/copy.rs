@@ -12,6 +12,17 @@ pub enum CopyError {
     /// A tensor of another backend.
     #[error("the tensor is on {0:?}, not on a device of this backend")]
     NotOnDevice(DeviceLocation),
+    /// The system gives no more memory for the host's side.
+    #[error("no {bytes} bytes of pinned host memory: {message}; raise the limit of locked memory, or offload less")]
+    Host {
+        /// Bytes asked for.
+        bytes: usize,
+        /// The driver's words.
+        message: String,
+    },
+    /// A copy that the driver refuses.
+    #[error("the NVIDIA driver refuses a copy: {0}")]
+    Driver(String),
     /// What candle reports.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

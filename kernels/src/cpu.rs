@@ -7,8 +7,9 @@ use std::num::NonZeroUsize;
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 
+use crate::alloc::{self, Usage};
 use crate::arena::{HostPool, HostTensor};
-use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo};
+use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo, Stamp};
 use crate::copy::CopyError;
 use crate::reuse;
 
@@ -78,7 +79,7 @@ impl Backend for CpuBackend {
             CpuStorage::F64(values) => bytes_of(&values[start..start + length]),
             _ => return Err(CopyError::Dtype(tensor.dtype())),
         };
-        let mut buffer = self.pool.take(bytes.len());
+        let mut buffer = self.pool.take(bytes.len())?;
         buffer.as_mut_slice().copy_from_slice(bytes);
         Ok(HostTensor { buffer, dtype: tensor.dtype(), shape: tensor.shape().clone() })
     }
@@ -97,9 +98,20 @@ impl Backend for CpuBackend {
         Ok(Tensor::from_storage(Storage::Cpu(storage), host.shape.clone(), BackpropOp::none(), false))
     }
 
-    fn prepare_host(&self, sizes: &[usize]) {
-        let buffers: Vec<_> = sizes.iter().map(|&bytes| self.pool.take(bytes)).collect();
-        drop(buffers);
+    fn send(&self, tensor: &Tensor, _to: usize) -> candle_core::Result<Tensor> {
+        tensor.copy()
+    }
+
+    fn prepare_host(&self, sizes: &[usize]) -> Result<(), CopyError> {
+        self.pool.prepare(sizes)
+    }
+
+    fn stamp(&self, _index: usize) -> candle_core::Result<Stamp> {
+        Ok(Stamp::host())
+    }
+
+    fn measure(&self, _index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>> {
+        Ok(alloc::measure(operation).1)
     }
 
     fn trim(&self) {

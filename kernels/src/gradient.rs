@@ -38,6 +38,17 @@ impl InplaceOp2 for Accumulate {
         }
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        sum: &mut candle_core::CudaStorage,
+        sum_layout: &Layout,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<()> {
+        crate::cuda::tensors::accumulate((sum, sum_layout), (x, layout), self.replace)
+    }
 }
 
 fn add<T: Copy>(sum: &mut [f32], x: &[T], replace: bool, wide: impl Fn(T) -> f32) {

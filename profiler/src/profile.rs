@@ -4,12 +4,14 @@
 //!
 //! **Memory** is taken first, in a run with nothing else going on. What a forward saves, what of it
 //! can be offloaded and what a backward_input leaves are counted from the real tensors; the workspace
-//! comes from the counting allocator ([`optpipe_kernels::alloc`]). A device holds, while an operation
+//! comes from the counting allocator ([`optpipe_kernels::alloc`]), on a GPU from the driver's pool. A device holds, while an operation
 //! runs, what the schedule counts as `activation`, the operation's input and output, and temporaries.
 //! `workspace` is the most of that beyond `activation`, over the three operations.
 //!
 //! **Times** come from the three operations in the order in which a pipeline runs them, each on fresh
-//! tensors. A backward_weight is taken with the summing of its gradients, as it runs in a pipeline.
+//! tensors. A backward_weight is taken with the summing of its gradients, as it runs in a pipeline. A GPU
+//! stamps them itself, by events, and is kept waiting until it has been given all three, so that the host's
+//! launches leave no gaps; its L2 cache holds what the operation before left there, as in training.
 //! Devices of the CPU backend share the processor's memory bandwidth, its caches, its clock and, if there are
 //! more devices than cores, its cores. So while device 0 is measured, the other devices' threads go
 //! through the same three operations on layers and tensors of their own, from before the first sample
@@ -24,8 +26,7 @@ use candle_core::{DType, Device, Tensor};
 use optpipe_configs::job::{Job, Precision};
 use optpipe_configs::model::Model;
 use optpipe_configs::profile::{LayerBytes, LayerKind, LayerProfile, Profile};
-use optpipe_kernels::alloc::{self, Usage};
-use optpipe_kernels::backend::Backend;
+use optpipe_kernels::backend::{Backend, Stamp};
 use optpipe_kernels::gradient::accumulate;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -57,9 +58,9 @@ pub enum ProfileError {
     /// The caller's flag was set.
     #[error("profiling was cancelled")]
     Cancelled,
-    /// The program's allocations are not counted.
+    /// The backend does not tell the memory of an operation.
     #[error(
-        "profiling cannot measure memory: the program does not have optpipe_kernels::alloc::Counting as its global allocator"
+        "profiling cannot measure memory: on the CPU, the program needs optpipe_kernels::alloc::Counting as its global allocator"
     )]
     NotCounting,
     /// A layer cannot be built or run.
@@ -89,7 +90,7 @@ pub fn profile(
     cancel: &AtomicBool,
 ) -> Result<Profile, ProfileError> {
     let began = Instant::now();
-    if !alloc::installed() {
+    if backend.measure(0, &mut || ()).map_err(|source| ProfileError::Layer { layer: "backend", source })?.is_none() {
         return Err(ProfileError::NotCounting);
     }
     let kinds = [
@@ -190,31 +191,37 @@ impl Subject<'_> {
     fn memory(&self) -> candle_core::Result<(LayerBytes, u64)> {
         let rig = self.rig(0)?;
         // What is made once for all (tables, pools) is no part of an operation's memory.
-        rig.pass(|_, _| ())?;
+        rig.pass(self.backend, 0)?;
         let input_bytes = bytes_of(&rig.input);
-        let (forward, in_forward) = alloc::measure(|| rig.forward());
-        let (output, saved) = forward?;
+        let ((output, saved), in_forward) = self.measured(|| rig.forward())?;
         let gradient = rig.gradient_of(&output)?;
         let (output_bytes, saved_bytes) = (bytes_of(&output), saved.bytes());
         let offloadable = saved.offloadable_bytes();
         drop(output);
-        let (backward, in_backward_input) = alloc::measure(|| rig.backward_input(saved, &gradient));
-        let (by_input, context) = backward?;
+        let ((by_input, context), in_backward_input) = self.measured(|| rig.backward_input(saved, &gradient))?;
         drop(by_input);
         let weight_context = context.bytes();
-        let (summed, in_backward_weight) = alloc::measure(|| rig.backward_weight(context));
-        summed?;
+        let ((), in_backward_weight) = self.measured(|| rig.backward_weight(context))?;
         let activation = saved_bytes.max(weight_context);
-        let peak = |usage: Option<Usage>| usage.map_or(0, |usage| usage.peak_bytes);
         // What lived before each operation on its behalf, and what it allocated on top.
         let most = [
-            input_bytes + peak(in_forward),
-            saved_bytes + bytes_of(&gradient) + peak(in_backward_input),
-            weight_context + peak(in_backward_weight),
+            input_bytes + in_forward,
+            saved_bytes + bytes_of(&gradient) + in_backward_input,
+            weight_context + in_backward_weight,
         ];
         let workspace = most.into_iter().max().unwrap_or(0).saturating_sub(activation);
         let parameters = rig.layer.parameters().iter().map(|p| p.elem_count() as u64).sum();
         Ok((LayerBytes { activation, weight_context, offloadable, output: output_bytes, workspace }, parameters))
+    }
+
+    /// Runs an operation on device 0; its result, and the most memory that it took beyond what was held, bytes.
+    fn measured<T>(&self, operation: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<(T, u64)> {
+        let (mut operation, mut result) = (Some(operation), None);
+        let usage = self.backend.measure(0, &mut || result = operation.take().map(|operation| operation()))?;
+        match result {
+            Some(result) => Ok((result?, usage.map_or(0, |usage| usage.peak_bytes))),
+            None => candle_core::bail!("the backend did not run an operation that it was to measure"),
+        }
     }
 
     /// Times of forward, backward_input and backward_weight on device 0 while the others compute, too.
@@ -229,11 +236,11 @@ impl Subject<'_> {
         let (over, ready) = (AtomicBool::new(false), AtomicUsize::new(0));
         let load = |device: usize| {
             // Ready in any case: an error ends the measurement by itself, waiting would not.
-            let rig = self.rig(device).and_then(|rig| rig.pass(|_, _| ()).map(|()| rig));
+            let rig = self.rig(device).and_then(|rig| rig.pass(self.backend, device).map(|_| rig));
             ready.fetch_add(1, Ordering::SeqCst);
             let rig = rig?;
             while !over.load(Ordering::Relaxed) {
-                rig.pass(|_, _| ())?;
+                rig.pass(self.backend, device)?;
             }
             candle_core::Result::Ok(())
         };
@@ -242,13 +249,12 @@ impl Subject<'_> {
             let mut collectors = [(); 3].map(|()| Collector::new(&options.timing));
             while ready.load(Ordering::SeqCst) < others {
                 check(cancel)?;
-                rig.pass(|_, _| ()).map_err(failed)?;
+                rig.pass(self.backend, 0).map_err(failed)?;
             }
             while !collectors.iter().all(Collector::done) {
                 check(cancel)?;
                 let begin = Instant::now();
-                let mut times = [0; 3];
-                rig.pass(|operation, ns| times[operation] = ns).map_err(failed)?;
+                let times = rig.pass(self.backend, 0).map_err(failed)?;
                 let cost = nanoseconds(begin.elapsed());
                 for (collector, ns) in collectors.iter_mut().zip(times) {
                     collector.push(ns, cost);
@@ -278,21 +284,26 @@ impl Subject<'_> {
 }
 
 impl Rig {
-    /// One pass through the three operations; `timed` gets the number of each (0, 1, 2) and its ns.
-    fn pass(&self, mut timed: impl FnMut(usize, u64)) -> candle_core::Result<()> {
-        let start = Instant::now();
+    /// One pass through the three operations on a device; what each took there, ns. All of it is given to the
+    /// device before it starts, so that none of the times has gaps of the host's.
+    fn pass(&self, backend: &dyn Backend, device: usize) -> candle_core::Result<[u64; 3]> {
+        backend.hold(device)?;
+        let stamp = || backend.stamp(device);
+        let start = stamp()?;
         let (output, saved) = self.forward()?;
-        timed(0, nanoseconds(start.elapsed()));
+        let forward = [start, stamp()?];
         let gradient = self.gradient_of(&output)?;
         drop(output);
-        let start = Instant::now();
+        let start = stamp()?;
         let (by_input, context) = self.backward_input(saved, &gradient)?;
-        timed(1, nanoseconds(start.elapsed()));
+        let backward_input = [start, stamp()?];
         drop((by_input, gradient));
-        let start = Instant::now();
+        let start = stamp()?;
         self.backward_weight(context)?;
-        timed(2, nanoseconds(start.elapsed()));
-        Ok(())
+        let backward_weight = [start, stamp()?];
+        backend.synchronise(device)?;
+        let took = |[from, to]: &[Stamp; 2]| from.until(to);
+        Ok([took(&forward)?, took(&backward_input)?, took(&backward_weight)?])
     }
 
     fn forward(&self) -> candle_core::Result<(Tensor, Saved)> {

@@ -81,7 +81,14 @@ impl Compiled {
     }
 }
 
+/// Whether NVRTC can be loaded on this machine: this program would not have started without it.
+#[cfg(feature = "cuda")]
+pub fn nvrtc_is_present() -> bool {
+    true
+}
+
 /// Whether NVRTC can be loaded on this machine.
+#[cfg(not(feature = "cuda"))]
 pub fn nvrtc_is_present() -> bool {
     // SAFETY: loads and unloads libnvrtc by name; its initialisers are NVIDIA's own and the system's
     // search path says which file it is, as for any program that uses NVRTC.

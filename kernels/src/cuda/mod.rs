@@ -7,6 +7,8 @@
 //! processor against the reference.
 
 pub mod affinity;
+#[cfg(feature = "cuda")]
+mod backend;
 pub mod compile;
 pub mod describe;
 mod devices;
@@ -15,9 +17,14 @@ pub mod launch;
 mod memory;
 pub mod nvml;
 pub mod ops;
+pub mod pinned;
 mod product;
 pub mod rig;
 pub mod sources;
+#[cfg(feature = "cuda")]
+pub mod tensors;
 pub mod topology;
 
+#[cfg(feature = "cuda")]
+pub use backend::CudaBackend;
 pub use devices::{CudaDevice, CudaError, devices};

@@ -125,9 +125,12 @@ pub const ATTENTION_F32: Source = Source {
     ],
 };
 
+/// Keeping a device busy.
+pub const WAIT: Source = Source { name: "wait", text: include_str!("sources/wait.cu"), kernels: &["hold_u32"] };
+
 /// All files of kernels.
-pub const ALL: &[Source] =
-    &[NORM, ACTIVATION, CROSS_ENTROPY, OPTIMIZER, ATTENTION_FORWARD, ATTENTION_BACKWARD, ATTENTION_F32];
+pub const ALL: &[Source] = 
+    &[NORM, ACTIVATION, CROSS_ENTROPY, OPTIMIZER, ATTENTION_FORWARD, ATTENTION_BACKWARD, ATTENTION_F32, WAIT];
 
 impl Source {
     /// The whole program, with line numbers of the two files it comes from.

@@ -249,8 +249,9 @@ impl Layer for Attention {
         let (heads, kv) = self.shape(input)?;
         let device = input.device();
         let x = flatten(input)?;
-        let statistics = self.norm.statistics(&x)?;
-        let [query, key, value] = self.project(&self.norm.apply(&x, &statistics)?)?;
+        let (normed, statistics) = self.norm.forward(&x)?;
+        let [query, key, value] = self.project(&normed)?;
+        drop(normed);
         let mut head_statistics = Vec::new();
         let (query_norm, key_norm) = match &self.head_norms {
             None => (None, None),

@@ -85,8 +85,8 @@ impl Layer for Head {
     fn forward(&self, input: &Tensor, microbatch: &Microbatch) -> Result<(Tensor, Saved)> {
         let x = flatten(input)?;
         let rows = x.dim(0)?;
-        let statistics = self.norm.statistics(&x)?;
-        let normed = operand(&self.norm.apply(&x, &statistics)?)?;
+        let (normed, statistics) = self.norm.forward(&x)?;
+        let normed = operand(&normed)?;
         let mut parts = Vec::new();
         for (_, block) in self.blocks(rows)? {
             parts.push(ops::log_sum_exp(&self.logits(&normed, &block)?)?);

@@ -96,8 +96,7 @@ impl Layer for Mlp {
 
     fn forward(&self, input: &Tensor, _: &Microbatch) -> Result<(Tensor, Saved)> {
         let x = flatten(input)?;
-        let statistics = self.norm.statistics(&x)?;
-        let normed = self.norm.apply(&x, &statistics)?;
+        let (normed, statistics) = self.norm.forward(&x)?;
         let projected = self.projections().iter().map(|linear| linear.forward(&normed)).collect::<Result<Vec<_>>>()?;
         let output = (self.down.forward(&self.activate(&projected)?)? + &x)?.reshape(input.dims())?;
         let large = std::iter::once(x).chain(projected).map(SavedTensor::offloadable);

@@ -25,6 +25,11 @@ impl Norm {
         ops::norm_statistics(self.kind, x, self.epsilon)
     }
 
+    /// What [`Norm::apply`] and [`Norm::statistics`] give, at once.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        ops::norm_forward(self.kind, x, &self.weight, self.bias.as_ref(), self.epsilon)
+    }
+
     /// The normed, scaled and shifted rows, in the type of `x`.
     pub(crate) fn apply(&self, x: &Tensor, statistics: &Tensor) -> Result<Tensor> {
         ops::norm(self.kind, x, statistics, &self.weight, self.bias.as_ref())

@@ -10,6 +10,7 @@ pub mod cross_entropy;
 pub mod norm;
 pub mod optimizer;
 pub mod rotary;
+pub mod wait;
 
 use super::launch::{Argument, Builder, Format, Launch, LaunchError};
 

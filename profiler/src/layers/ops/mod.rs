@@ -1,5 +1,6 @@
-//! The operations between the matrix products, for tensors in any type: as loops on the CPU, composed of
-//! tensor operations elsewhere. Sums and exponentials are taken in f32, f64 for f64.
+//! The operations between the matrix products, for tensors in any type: as loops on the CPU, own kernels on
+//! NVIDIA GPUs for f32 and bf16 ([`optpipe_kernels::cuda::tensors`]), composed of tensor operations elsewhere.
+//! Sums and exponentials are taken in f32, f64 for f64.
 
 mod composed;
 mod cpu;
@@ -9,6 +10,8 @@ mod tests;
 use candle_core::{DType, Result, Tensor};
 use cpu::heads::Way;
 use optpipe_configs::model::Norm;
+#[cfg(feature = "cuda")]
+use optpipe_kernels::cuda::{ops::norm::Norm as OwnNorm, tensors as own};
 
 /// The type that statistics, exponentials and long sums are taken in: f32, f64 for f64.
 pub(crate) fn wide_type(dtype: DType) -> DType {
@@ -31,6 +34,30 @@ pub(crate) fn norm_statistics(kind: Norm, x: &Tensor, epsilon: f64) -> Result<Te
     }
 }
 
+/// [`norm`] and [`norm_statistics`] at once.
+pub(crate) fn norm_forward(
+    kind: Norm,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    epsilon: f64,
+) -> Result<(Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if own::takes(x) {
+        return own::norm_forward(own_norm(kind), x, weight, bias, epsilon);
+    }
+    let statistics = norm_statistics(kind, x, epsilon)?;
+    Ok((norm(kind, x, &statistics, weight, bias)?, statistics))
+}
+
+#[cfg(feature = "cuda")]
+fn own_norm(kind: Norm) -> OwnNorm {
+    match kind {
+        Norm::Rms => OwnNorm::Rms,
+        Norm::Layer => OwnNorm::Layer,
+    }
+}
+
 /// The rows of `x` normed by their statistics, scaled by `weight` and shifted by `bias` (`[width]`).
 pub(crate) fn norm(
     kind: Norm,
@@ -39,6 +66,10 @@ pub(crate) fn norm(
     weight: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if own::takes(x) {
+        return own::norm_apply(own_norm(kind), x, weight, bias, statistics);
+    }
     let (rows, weight, bias) = (wide(x)?, wide(weight)?, bias.map(wide).transpose()?);
     if x.device().is_cpu() {
         cpu::norm::apply(kind, &rows, statistics, &weight, bias.as_ref())
@@ -58,6 +89,12 @@ pub(crate) fn norm_backward(
     dy: &Tensor,
     residual: Option<&Tensor>,
 ) -> Result<(Tensor, Vec<Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if own::takes(x) {
+        let norm = own_norm(kind);
+        let dx = own::norm_backward_input(norm, x, weight, statistics, dy, residual)?;
+        return Ok((dx, own::norm_backward_weight(norm, x, statistics, dy)?));
+    }
     let (rows, scales, dy, residual) = (wide(x)?, wide(weight)?, wide(dy)?, residual.map(wide).transpose()?);
     let (dx, parameters) = if x.device().is_cpu() {
         cpu::norm::backward(kind, &rows, statistics, &scales, &dy, residual.as_ref())
@@ -70,6 +107,10 @@ pub(crate) fn norm_backward(
 
 /// `silu(gate) * up`
 pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if own::takes(gate) {
+        return own::swiglu(&gate.contiguous()?, &up.contiguous()?);
+    }
     let (wide_gate, up) = (wide(gate)?, wide(up)?);
     if gate.device().is_cpu() {
         cpu::activation::silu_mul(&wide_gate, &up)
@@ -81,6 +122,10 @@ pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// The gradients by gate and up.
 pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if own::takes(gate) {
+        return own::swiglu_backward(&gate.contiguous()?, &up.contiguous()?, &dy.contiguous()?);
+    }
     let (wide_gate, up, dy) = (wide(gate)?, wide(up)?, wide(dy)?);
     let (dgate, dup) = if gate.device().is_cpu() {
         cpu::activation::silu_mul_backward(&wide_gate, &up, &dy)
@@ -97,6 +142,10 @@ const GELU_CUBE: f64 = 0.044_715;
 
 /// GELU in its tanh form (Hendrycks and Gimpel, 2016), GPT-2's `gelu_new`.
 pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if own::takes(x) {
+        return own::gelu(&x.contiguous()?);
+    }
     let wide = wide(x)?;
     if x.device().is_cpu() { cpu::activation::gelu(&wide) } else { composed::activation::gelu(&wide) }?
         .to_dtype(x.dtype())
@@ -104,6 +153,10 @@ pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
 
 /// The gradient by x.
 pub(crate) fn gelu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if own::takes(x) {
+        return own::gelu_backward(&x.contiguous()?, &dy.contiguous()?);
+    }
     let (wide, dy) = (wide(x)?, wide(dy)?);
     if x.device().is_cpu() {
         cpu::activation::gelu_backward(&wide, &dy)
