@@ -7,6 +7,11 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
 use optpipe_configs::job::Optimizer;
+#[cfg(feature = "cuda")]
+use optpipe_kernels::cuda::{
+    ops::optimizer::AdamWStep,
+    tensors::{OptimizerStates, Step},
+};
 use optpipe_kernels::gradient::accumulate;
 
 /// AdamW's decay of the first moment.
@@ -28,13 +33,46 @@ pub(super) struct Update {
 }
 
 /// f32 numbers beside a parameter.
-#[derive(Debug, Default)]
-struct States {
+#[derive(Debug)]
+enum States {
+    Host(HostStates),
+    #[cfg(feature = "cuda")]
+    Cuda(OptimizerStates),
+}
+
+/// The same in host memory.
+#[derive(Debug)]
+struct HostStates {
     /// f32 copy of a narrower parameter; empty for f32.
     master: Vec<f32>,
     /// AdamW's moments; empty for SGD.
     first: Vec<f32>,
     second: Vec<f32>,
+}
+
+impl States {
+    /// Where the parameter is: master weights if it is narrower than f32, moments of 0 if asked for.
+    fn new(parameter: &Tensor, moments: bool) -> Result<States> {
+        #[cfg(feature = "cuda")]
+        if parameter.device().is_cuda() {
+            return Ok(States::Cuda(OptimizerStates::new(parameter, moments)?));
+        }
+        let master = match parameter.dtype() {
+            DType::F32 => Vec::new(),
+            _ => parameter.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?,
+        };
+        let moments = if moments { parameter.elem_count() } else { 0 };
+        Ok(States::Host(HostStates { master, first: vec![0.0; moments], second: vec![0.0; moments] }))
+    }
+
+    /// How many numbers they are.
+    fn numbers(&self) -> usize {
+        match self {
+            States::Host(states) => states.master.len() + states.first.len() + states.second.len(),
+            #[cfg(feature = "cuda")]
+            States::Cuda(states) => states.numbers(),
+        }
+    }
 }
 
 /// A parameter of a layer with what training keeps beside it.
@@ -51,24 +89,15 @@ pub(super) struct Parameter {
 impl Parameter {
     /// A parameter, which fills its storage, with gradient 0 and the optimizer's initial states.
     pub(super) fn new(tensor: Tensor, optimizer: Optimizer) -> Result<Parameter> {
-        let count = tensor.elem_count();
         let gradient = Tensor::zeros(tensor.shape(), DType::F32, tensor.device())?;
-        let master = match tensor.dtype() {
-            DType::F32 => Vec::new(),
-            _ => tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?,
-        };
-        let moments = match optimizer {
-            Optimizer::Adamw => count,
-            Optimizer::Sgd => 0,
-        };
-        let states = States { master, first: vec![0.0; moments], second: vec![0.0; moments] };
+        let states = States::new(&tensor, optimizer == Optimizer::Adamw)?;
         Ok(Parameter { tensor, gradient, fresh: true, states: Mutex::new(states) })
     }
 
     /// Bytes of the weights, the gradient and the optimizer's states.
     pub(super) fn bytes(&self) -> u64 {
         let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let numbers = states.master.len() + states.first.len() + states.second.len() + self.gradient.elem_count();
+        let numbers = states.numbers() + self.gradient.elem_count();
         (self.tensor.elem_count() * self.tensor.dtype().size_in_bytes() + numbers * size_of::<f32>()) as u64
     }
 
@@ -125,7 +154,11 @@ impl InplaceOp2 for Apply<'_> {
         let CpuStorage::F32(gradient) = gradient else { bail!("gradients are summed in f32") };
         let gradient = window(gradient, by)?;
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let States { master, first, second } = &mut *states;
+        let HostStates { master, first, second } = match &mut *states {
+            States::Host(states) => states,
+            #[cfg(feature = "cuda")]
+            States::Cuda(_) => bail!("the optimizer's states are on another device than the weights"),
+        };
         match weights {
             CpuStorage::F32(weights) => self.apply(window_mut(weights, layout)?, first, second, gradient),
             CpuStorage::BF16(weights) => {
@@ -137,6 +170,33 @@ impl InplaceOp2 for Apply<'_> {
             _ => bail!("weights in f32 or bf16 were expected"),
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        weights: &mut candle_core::CudaStorage,
+        layout: &Layout,
+        gradient: &candle_core::CudaStorage,
+        by: &Layout,
+    ) -> Result<()> {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let States::Cuda(states) = &mut *states else {
+            bail!("the optimizer's states are on another device than the weights")
+        };
+        let Update { optimizer, learning_rate, step } = self.update;
+        let step = match optimizer {
+            Optimizer::Sgd => Step::Sgd(learning_rate as f32),
+            Optimizer::Adamw => Step::AdamW(AdamWStep {
+                learning_rate,
+                beta1: BETA1,
+                beta2: BETA2,
+                epsilon: EPSILON,
+                weight_decay: self.decay,
+                step,
+            }),
+        };
+        states.update((weights, layout), (gradient, by), step)
     }
 }
 

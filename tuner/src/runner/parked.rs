@@ -1,6 +1,6 @@
 //! What one microbatch leaves at one stage between its ops, on the device or on the host.
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 use optpipe_kernels::arena::HostTensor;
 use optpipe_kernels::backend::Backend;
 use optpipe_kernels::budget::Reservation;
@@ -87,9 +87,4 @@ impl Parked {
         }
         Ok(())
     }
-}
-
-/// A tensor as another device gets it: a copy of its own.
-pub(super) fn receive(tensor: Tensor, from: usize, to: usize) -> Result<Tensor> {
-    if from == to { Ok(tensor) } else { tensor.copy() }
 }

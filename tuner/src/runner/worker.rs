@@ -20,7 +20,7 @@ use super::board::{Board, Stopped};
 use super::error::{RunError, Worker};
 use super::ledger::Ledger;
 use super::optimizer::Update;
-use super::parked::{Parked, receive};
+use super::parked::Parked;
 use super::stage::{DistinctBytes, NamedGradient, Stage, TiedEnd, scalar};
 
 /// What all threads of a run share.
@@ -225,13 +225,21 @@ impl Runner {
         let [embedding, head] = &self.shared.tied;
         let (embedding, head) = (lock(embedding).clone(), lock(head).clone());
         match (embedding, head) {
-            (Some(embedding), Some(head)) => Ok(Some((embedding + head)?)),
+            (Some(embedding), Some(head)) => {
+                let place = embedding.device();
+                let sum = (&embedding + head.to_device(place)?)?;
+                Ok(Some(match stage.tied() {
+                    Some((_, own)) => sum.to_device(own.device())?,
+                    None => sum,
+                }))
+            }
             _ => candle_core::bail!("one of the two gradients of the tied matrix is missing"),
         }
     }
 
     fn step(&self, compute: &mut Compute, microbatches: &[Microbatch]) -> std::result::Result<Reply, Stopped> {
         let program = &self.shared.board.program.workers[self.index];
+        let microbatches = &self.check(None, self.placed(microbatches))?;
         let mut times = Vec::with_capacity(program.ops.len());
         let mut losses = Vec::new();
         let mut offloaded = 0;
@@ -252,11 +260,30 @@ impl Runner {
                 OpKind::O => self.offload(op, &mut offloaded)?,
                 OpKind::R => self.reload(op, memory)?,
             };
+            if op.kind.is_compute() {
+                // What a device was given may still be running there.
+                self.check(Some(op), self.shared.backend.synchronise(self.shared.problem.placement[op.stage]))?;
+            }
             times.push(Timed { op, ready_ns, start_ns, end_ns: self.now() });
             self.shared.board.ended(self.index, op);
         }
         self.shared.board.finished(self.index);
         Ok(Reply::Step { times, losses, offloaded })
+    }
+
+    /// The microbatches' tokens where this thread's device needs them.
+    fn placed(&self, microbatches: &[Microbatch]) -> Result<Vec<Microbatch>> {
+        let Worker::Device(device) = self.worker() else { return Ok(Vec::new()) };
+        let place = self.shared.backend.device(device);
+        let placed = |x: &Microbatch| {
+            Ok(Microbatch { tokens: x.tokens.to_device(place)?, targets: x.targets.to_device(place)? })
+        };
+        microbatches.iter().map(placed).collect()
+    }
+
+    /// A tensor that was sent from one device to another, on the other.
+    fn receive(&self, tensor: Tensor, from: usize, to: usize) -> Result<Tensor> {
+        if from == to { Ok(tensor) } else { self.shared.backend.send(&tensor, to) }
     }
 
     fn now(&self) -> u64 {
@@ -322,7 +349,7 @@ impl Runner {
             let sender = Op { stage: op.stage - 1, ..op };
             let sent = lock(&shared.outputs[shared.board.program.pair(sender)]).take();
             let sent = self.check(Some(op), sent.ok_or("the stage before sent nothing"))?;
-            self.check(Some(op), receive(sent, placement[op.stage - 1], device))?
+            self.check(Some(op), self.receive(sent, placement[op.stage - 1], device))?
         };
         let expected = compute.expected[op.stage];
         self.count(op, 0, expected, planned)?;
@@ -358,7 +385,7 @@ impl Runner {
         } else {
             let sent = lock(&shared.gradients[pair]).take();
             let sent = self.check(Some(op), sent.ok_or("the stage behind sent nothing"))?;
-            self.check(Some(op), receive(sent, placement[op.stage + 1], placement[op.stage]))?
+            self.check(Some(op), self.receive(sent, placement[op.stage + 1], placement[op.stage]))?
         };
         let mut parked = lock(&shared.parked[pair]);
         let saved = std::mem::take(&mut parked.saved);

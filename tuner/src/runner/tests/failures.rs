@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
+use optpipe_kernels::alloc::Usage;
 use optpipe_kernels::arena::HostTensor;
-use optpipe_kernels::backend::{Backend, BackendKind, DeviceInfo};
+use optpipe_kernels::backend::{Backend, BackendKind, DeviceInfo, Stamp};
 use optpipe_kernels::copy::CopyError;
 use optpipe_solver::method::Method;
 use optpipe_solver::order::Order;
@@ -220,8 +221,20 @@ impl Backend for Broken {
         self.sound.reload(host, index)
     }
 
-    fn prepare_host(&self, sizes: &[usize]) {
-        self.sound.prepare_host(sizes);
+    fn prepare_host(&self, sizes: &[usize]) -> Result<(), CopyError> {
+        self.sound.prepare_host(sizes)
+    }
+
+    fn send(&self, tensor: &Tensor, to: usize) -> candle_core::Result<Tensor> {
+        self.sound.send(tensor, to)
+    }
+
+    fn stamp(&self, index: usize) -> candle_core::Result<Stamp> {
+        self.sound.stamp(index)
+    }
+
+    fn measure(&self, index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>> {
+        self.sound.measure(index, operation)
     }
 }
 
