@@ -4,10 +4,16 @@ JOB ?= configs/jobs/quickstart.yaml
 OUT ?= runs/quickstart
 with_env = eval "$$(.ci/setup --env)" &&
 
-.PHONY: tune test build bench lint check-cuda setup
+.PHONY: tune test build bench lint cuda check-cuda gpu-check setup
 
-tune: build
-	@target/release/optpipe tune $(JOB) --out $(OUT) --force
+# On a machine with an NVIDIA driver it tunes with the build for GPUs; jobs say which backend they take.
+tune:
+	@if .ci/cuda --wanted; then \
+		$(MAKE) --no-print-directory cuda && eval "$$(.ci/cuda --env)" && \
+			target/cuda/release/optpipe tune $(JOB) --out $(OUT) --force; \
+	else \
+		$(MAKE) --no-print-directory build && target/release/optpipe tune $(JOB) --out $(OUT) --force; \
+	fi
 
 # Compiling the kernels takes NVRTC. Without it their tests are skipped, unless OPTPIPE_REQUIRE_NVRTC is 1.
 # What is exported for PyTorch is run by PyTorch: without it the tests fail.
@@ -26,10 +32,25 @@ lint: setup
 	@$(with_env) cargo clippy --release --workspace --all-targets -- -D warnings
 	@$(with_env) RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
+# The build for GPUs, in target/cuda. It needs nvcc, which is installed from PyPI where there is none.
+cuda: setup
+	@$(with_env) cargo fetch --quiet && cuda=$$(.ci/cuda --env) && eval "$$cuda" && \
+		cargo build --release --workspace --features cuda --target-dir target/cuda
+
 # Lints what only a build for GPUs has, on any machine: nothing of CUDA is needed, nothing is linked.
 check-cuda: setup
 	@$(with_env) PATH="$(CURDIR)/.ci/stand-in:$$PATH" NVCC="$(CURDIR)/.ci/stand-in/nvcc" CUDA_COMPUTE_CAP=90 \
-		cargo clippy --release --workspace --all-targets --features cuda -- -D warnings
+		cargo clippy --release --package optpipe-kernels --package optpipe-profiler --all-targets --features cuda \
+		-- -D warnings
+
+# Builds for GPUs and checks on one: goals, measurements, verdicts.
+gpu-check: cuda
+	@$(with_env) cuda=$$(.ci/cuda --env) && eval "$$cuda" && mkdir -p target/gpu-check && \
+		cp target/cuda/release/optpipe target/gpu-check/optpipe && \
+		cp "$$(cargo test --release --package optpipe-kernels --features cuda --target-dir target/cuda --test kernels \
+			--no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n1)" \
+			target/gpu-check/kernels && \
+		.ci/gpu-check target/gpu-check
 
 setup:
 	@.ci/setup

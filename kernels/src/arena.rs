@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Shape};
 
 use crate::copy::CopyError;
-use crate::cuda::pinned::{Pinned, PinnedSource};
+use crate::cuda::memory::Pinned;
+use crate::cuda::pinned::PinnedSource;
 
 /// Buffers are made in multiples of this, bytes.
 const GRAIN: usize = 4096;
@@ -35,14 +36,14 @@ impl Memory {
     fn as_slice(&self) -> &[u8] {
         match self {
             Memory::Pageable(memory) => memory,
-            Memory::Pinned(memory) => memory.as_slice(),
+            Memory::Pinned(memory) => memory.bytes(),
         }
     }
 
     fn as_mut_slice(&mut self) -> &mut [u8] {
         match self {
             Memory::Pageable(memory) => memory,
-            Memory::Pinned(memory) => memory.as_mut_slice(),
+            Memory::Pinned(memory) => memory.bytes_mut(),
         }
     }
 }

@@ -7,13 +7,14 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 /// Pinned host memory. Not write-combined: the host reads what devices copy to it.
 #[derive(Debug)]
-pub(super) struct Pinned {
+pub(crate) struct Pinned {
     start: *mut c_void,
     bytes: usize,
     context: Arc<CudaContext>,
 }
 
 impl Pinned {
+    /// So many bytes, more than 0, all of which have been written.
     pub(super) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Pinned, DriverError> {
         context.bind_to_thread()?;
         // SAFETY: the memory is seen as bytes only after `fill` or `scrub` has written all of them.
@@ -28,12 +29,13 @@ impl Pinned {
     }
 
     /// The bytes. Callers see to it that no device writes to them meanwhile.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: `bytes` bytes were allocated at `start` and written in `new`.
         unsafe { std::slice::from_raw_parts(self.start.cast::<u8>(), self.bytes) }
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    /// The bytes, to be written.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `self` is borrowed for writing.
         unsafe { std::slice::from_raw_parts_mut(self.start.cast::<u8>(), self.bytes) }
     }
@@ -50,6 +52,11 @@ impl Pinned {
         pattern(self.bytes_mut(), seed);
     }
 }
+
+// SAFETY: the memory belongs to its owner alone, and the driver lets any thread use and free it.
+unsafe impl Send for Pinned {}
+// SAFETY: shared references only read it.
+unsafe impl Sync for Pinned {}
 
 impl Drop for Pinned {
     fn drop(&mut self) {

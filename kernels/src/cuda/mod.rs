@@ -14,7 +14,7 @@ pub mod describe;
 mod devices;
 mod gate;
 pub mod launch;
-mod memory;
+pub(crate) mod memory;
 pub mod nvml;
 pub mod ops;
 pub mod pinned;

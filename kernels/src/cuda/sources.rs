@@ -129,7 +129,7 @@ pub const ATTENTION_F32: Source = Source {
 pub const WAIT: Source = Source { name: "wait", text: include_str!("sources/wait.cu"), kernels: &["hold_u32"] };
 
 /// All files of kernels.
-pub const ALL: &[Source] = 
+pub const ALL: &[Source] =
     &[NORM, ACTIVATION, CROSS_ENTROPY, OPTIMIZER, ATTENTION_FORWARD, ATTENTION_BACKWARD, ATTENTION_F32, WAIT];
 
 impl Source {

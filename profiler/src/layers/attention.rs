@@ -7,6 +7,8 @@ use super::rotary::Rotary;
 use super::{TensorList, flatten};
 use crate::layer::{Layer, Microbatch, Saved, SavedTensor, WeightContext};
 use candle_core::{D, Device, Result, Tensor, bail};
+#[cfg(feature = "cuda")]
+use optpipe_kernels::cuda::{ops::attention::Shape, tensors as own};
 
 /// Queries that are worked on together. Large enough for the matrix products to run at full speed,
 /// small enough for the products above the diagonal that are thrown away to stay few.
@@ -145,6 +147,17 @@ impl Attention {
         })
     }
 
+    /// What the own kernels need to know, where they take these operands.
+    #[cfg(feature = "cuda")]
+    fn own_shape(&self, attended: &Attended, sequence: usize) -> Result<Option<Shape>> {
+        if !own::takes(&attended.queries) || !own::takes_heads(self.head_dim) {
+            return Ok(None);
+        }
+        let heads = attended.keys.dim(0)?;
+        let group = self.heads / self.kv_heads;
+        Ok(Some(Shape { heads, sequence, group, head_dim: self.head_dim, window: self.window }))
+    }
+
     fn span(&self, first_query: usize, first_key: usize) -> Span {
         Span { first_query, group: self.heads / self.kv_heads, first_key, window: self.window }
     }
@@ -152,6 +165,10 @@ impl Attention {
     /// The attended values `[microbatch * kv_heads, sequence * group, head_dim]` and the log-sum-exp of
     /// the scores without the last dimension.
     fn attend(&self, attended: &Attended, sequence: usize) -> Result<(Tensor, Tensor)> {
+        #[cfg(feature = "cuda")]
+        if let Some(shape) = self.own_shape(attended, sequence)? {
+            return own::attention(&attended.queries, &attended.keys, &attended.values, shape);
+        }
         let group = self.heads / self.kv_heads;
         // Wide before the loop: on the CPU a product of views in bf16 widens all of what they view.
         let (queries, keys, values) = (wide(&attended.queries)?, wide(&attended.keys)?, wide(&attended.values)?);
@@ -179,6 +196,13 @@ impl Attention {
         mean: &Tensor,
         sequence: usize,
     ) -> Result<Attended> {
+        #[cfg(feature = "cuda")]
+        if let Some(shape) = self.own_shape(attended, sequence)? {
+            let Attended { queries, keys, values } = attended;
+            let of = own::AttentionBackward { queries, keys, values, gradient, log_sums: log_sum, means: mean };
+            let [queries, keys, values] = own::attention_backward(of, shape)?;
+            return Ok(Attended { queries, keys, values });
+        }
         let group = self.heads / self.kv_heads;
         let dtype = attended.queries.dtype();
         let (queries, keys, values) = (wide(&attended.queries)?, wide(&attended.keys)?, wide(&attended.values)?);

@@ -4,10 +4,12 @@
 //! kernel that is launched for the first time is compiled first.
 
 mod activation;
+mod attention;
 mod norm;
 mod optimizer;
 
 pub use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
+pub use attention::{Backward as AttentionBackward, attention, attention_backward, takes_heads};
 pub use norm::{norm_apply, norm_backward_input, norm_backward_weight, norm_forward};
 pub use optimizer::{OptimizerStates, Step, accumulate};
 
