@@ -86,8 +86,8 @@ impl Place {
 
     /// Memory for a result, which holds nothing yet.
     fn fresh(&self, dtype: DType, count: usize) -> Result<Fresh> {
-        // SAFETY: the kernels that get it write every element before anyone reads one.
         let refused = candle_core::Error::wrap;
+        // SAFETY: the kernels that get it write every element before anyone reads one.
         unsafe {
             match dtype {
                 DType::F32 => Ok(Fresh::F32(self.stream.alloc(count).map_err(refused)?)),
