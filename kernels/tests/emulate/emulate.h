@@ -351,6 +351,8 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
     return bits;
 }
 
+inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
+
 template <typename T> inline T atomicAdd(T *to, T value) {
     const T before = *to;
     *to = before + value;

@@ -25,6 +25,9 @@ __device__ __forceinline__ float exp2_fast(float x) {
 #endif
 }
 
+// From one lane, so that the compiler knows it to be the same in all.
+__device__ __forceinline__ int warp_index() { return __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 5), 0); }
+
 // An address in shared memory.
 #ifdef OPTPIPE_EMULATE
 typedef unsigned char *Shared;

@@ -17,7 +17,7 @@ __device__ __forceinline__ void backward_keys(const bf16 *queries, const bf16 *k
     typedef Tile<D> T;
     constexpr int STAGE = 2 * ROWS * T::row_bytes;
     DYNAMIC_SHARED(unsigned char, memory);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int lane = threadIdx.x & 31, warp = warp_index();
     const int rows = sequence * group;
     const u64 head = blockIdx.x;
     queries += head * rows * D;
@@ -114,7 +114,7 @@ __device__ __forceinline__ void backward_queries(const bf16 *queries, const bf16
     typedef Tile<D> T;
     constexpr int STAGE = 2 * KEYS * T::row_bytes;
     DYNAMIC_SHARED(unsigned char, memory);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int lane = threadIdx.x & 31, warp = warp_index();
     const int rows = sequence * group;
     const u64 head = blockIdx.x;
     keys += head * sequence * D;

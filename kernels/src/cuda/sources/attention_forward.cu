@@ -6,13 +6,22 @@
 // keys the values are on their way, and the next keys while these are used. Two blocks share a multiprocessor, so
 // that the exponentials of one run beside the products of the other. Blocks with the most keys come first.
 
+// How much larger than those before a score may be before sums are scaled to it: they stay exact, and their terms
+// below exp(5) (as FlashAttention-4 does; hardly a tile but the first then has to scale).
+constexpr float LEEWAY = 5.0f;
+
+// What exponents are shifted by, as powers of 2, where the largest score may be of a row that has seen no key yet.
+__device__ __forceinline__ float shift_of(float largest) {
+    return largest == minus_infinity() ? 0.0f : largest * LOG2_E;
+}
+
 template <int D>
 __device__ __forceinline__ void attention_forward(const bf16 *queries, const bf16 *keys, const bf16 *values,
                                                   bf16 *output, float *log_sums, int sequence, int group, int window) {
     constexpr int ROWS = 128, KEYS = 64, THREADS = 128, M = 2, N = KEYS / 8;
     typedef Tile<D> T;
     DYNAMIC_SHARED(unsigned char, memory);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int lane = threadIdx.x & 31, warp = warp_index();
     const int rows = sequence * group;
     const u64 head = blockIdx.x;
     queries += head * rows * D;
@@ -67,22 +76,41 @@ __device__ __forceinline__ void attention_forward(const bf16 *queries, const bf1
                 }
             }
         }
+        bool grows = false;
+        float most[M][2];
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                float most = largest[m][half];
+                float x = largest[m][half];
 #pragma unroll
-                for (int n = 0; n < N; ++n) {
-                    most = fmaxf(most, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+                for (int n = 0; n < N; ++n) x = fmaxf(x, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+                x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+                most[m][half] = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+                grows |= most[m][half] > largest[m][half] + LEEWAY;
+            }
+        }
+        if (__any_sync(0xffffffffu, grows)) {
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float factor = exp2_fast(largest[m][half] * LOG2_E - shift_of(most[m][half]));
+                    largest[m][half] = most[m][half];
+                    sum[m][half] *= factor;
+#pragma unroll
+                    for (int n = 0; n < D / 8; ++n) {
+                        sums[m][n][2 * half] *= factor;
+                        sums[m][n][2 * half + 1] *= factor;
+                    }
                 }
-                most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-                most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-                // A row that has seen no key yet.
-                const float shift = most == minus_infinity() ? 0.0f : most * LOG2_E;
-                const float factor = exp2_fast(largest[m][half] * LOG2_E - shift);
-                largest[m][half] = most;
-                sum[m][half] *= factor;
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float shift = shift_of(largest[m][half]);
 #pragma unroll
                 for (int n = 0; n < N; ++n) {
 #pragma unroll
@@ -90,11 +118,6 @@ __device__ __forceinline__ void attention_forward(const bf16 *queries, const bf1
                         scores[m][n][i] = exp2_fast(scores[m][n][i] * LOG2_E - shift);
                         sum[m][half] += scores[m][n][i];
                     }
-                }
-#pragma unroll
-                for (int n = 0; n < D / 8; ++n) {
-                    sums[m][n][2 * half] *= factor;
-                    sums[m][n][2 * half + 1] *= factor;
                 }
             }
         }
