@@ -121,7 +121,8 @@ impl Numbers {
         }
     }
 
-    /// All numbers together are off by less than one is that is rounded to bf16 at the worst; in f32 by what sums are.
+    /// The root mean square of the errors, as a share of the numbers', is below the largest that rounding one number to
+    /// bf16 makes; in f32 of the size of the sums' roundings.
     #[track_caller]
     fn check_distance(&self, what: &str, operand: &Operand, expected: &[f64]) {
         let squares: f64 = expected.iter().map(|x| x * x).sum();
