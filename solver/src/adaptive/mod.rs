@@ -61,10 +61,15 @@ impl<'p> Constructor<'p> {
             return self.complete(&order, policy);
         }
         if policy.copying == Copying::Timetable {
-            let made = self.timetable.construct(self.graph, &self.shape, policy)?;
-            let plan = Plan::new(self.graph, made.sequences, made.channels);
-            let makespan = self.evaluator.run(self.graph, &plan, true).ok()?;
-            return Some((plan, makespan));
+            if !self.timetable.construct(self.graph, &self.shape, policy) {
+                return None;
+            }
+            return [false, true].into_iter().find_map(|booked_first| {
+                let made = self.timetable.orders(self.graph, booked_first);
+                let plan = Plan::new(self.graph, made.sequences, made.channels);
+                let makespan = self.evaluator.run(self.graph, &plan, true).ok()?;
+                Some((plan, makespan))
+            });
         }
         if policy.copying == Copying::Paced {
             let (order, copies) = dispatch::dispatch_with_copies(self.graph, &self.shape, policy)?;

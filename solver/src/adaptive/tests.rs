@@ -17,7 +17,7 @@ fn policy(rng: &mut Pcg64Mcg, devices: usize, copying: Copying) -> Policy {
 #[test]
 fn a_timetable_is_found_for_every_problem_and_policy_and_is_legal() {
     let mut rng = Pcg64Mcg::seed_from_u64(1);
-    for case in 0..4_000 {
+    for case in 0..8_000 {
         let problem = testing::random(&mut rng);
         let graph = Graph::new(&problem);
         let mut constructor = Constructor::new(&graph);

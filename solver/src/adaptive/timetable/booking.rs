@@ -49,7 +49,7 @@ impl Run<'_> {
         let device = &mut self.state.devices[d];
         device.held.add(start, bytes);
         device.locked += bytes;
-        device.reloads.push((start, r));
+        device.reloads.push((start, device.compute.len(), r));
         let end = start + length;
         let booked = &mut self.state.pairs[pair as usize];
         (booked.reload_start, booked.reload_end) = (start, end);

@@ -78,9 +78,10 @@ struct Device {
     in_flight: VecDeque<InFlight>,
     coming_b: BinaryHeap<Reverse<i64>>,
     coming_f: BinaryHeap<Reverse<i64>>,
-    /// F, B, W with their starts and ends, and reloads with their starts.
+    /// F, B, W with their starts and ends; reloads with their starts, and how many F, B and W had started when they
+    /// were booked.
     compute: Vec<(i64, i64, u32)>,
-    reloads: Vec<(i64, u32)>,
+    reloads: Vec<(i64, usize, u32)>,
 }
 
 impl Device {
@@ -149,13 +150,13 @@ impl Timetable {
         }
     }
 
-    /// The policy's schedule as orders; `None` if it gets stuck.
-    pub(super) fn construct(&mut self, graph: &Graph<'_>, shape: &Shape, policy: &Policy) -> Option<Timetabled> {
+    /// Makes the policy's schedule; whether it did not get stuck.
+    pub(super) fn construct(&mut self, graph: &Graph<'_>, shape: &Shape, policy: &Policy) -> bool {
         self.reset(graph, shape, policy);
         let mut run = Run { graph, shape, policy, state: self };
         run.run();
         let done: usize = self.devices.iter().map(|x| x.compute.len()).sum();
-        (done == 3 * graph.pairs).then(|| self.orders(graph))
+        done == 3 * graph.pairs
     }
 
     fn reset(&mut self, graph: &Graph<'_>, shape: &Shape, policy: &Policy) {
@@ -194,23 +195,27 @@ impl Timetable {
         self.events.clear();
     }
 
-    /// Reloads take their place among F, B and W: before a B or W that was running, which freed nothing yet.
-    fn orders(&self, graph: &Graph<'_>) -> Timetabled {
+    /// The schedule as orders. Reloads take their place among F, B and W: before a B or W that was running, which
+    /// freed nothing yet. A reload that starts with an F comes behind it or, if it was booked before and
+    /// `booked_first` says so, ahead of it: with ops of no length, one of the two can be a circle.
+    pub(super) fn orders(&self, graph: &Graph<'_>, booked_first: bool) -> Timetabled {
         let sequence = |device: &Device| {
             let mut reloads = device.reloads.clone();
             reloads.sort_by_key(|x| x.0);
             let mut reloads = reloads.into_iter().peekable();
             let mut sequence = Vec::with_capacity(device.compute.len() + device.reloads.len());
-            for &(start, end, op) in &device.compute {
+            for (place, &(start, end, op)) in device.compute.iter().enumerate() {
                 // Up to here memory is as it was when this op started, for F, or ended.
                 let until = if graph.kind(op) == OpKind::F { start } else { end };
+                let with = |x: &(i64, usize, u32)| graph.kind(op) == OpKind::F && x.0 == until && x.1 <= place;
+                let before = |x: &(i64, usize, u32)| x.0 < until || booked_first && with(x);
                 // A B of no length may end as its reload starts: it comes after that one all the same.
                 let mut own = None;
                 let booked = self.pairs[graph.pair(op)].reload_start;
                 if graph.kind(op) == OpKind::B && (until..NEVER).contains(&booked) {
                     own = Some(graph.sibling(op, OpKind::R));
                 }
-                while let Some((_, reload)) = reloads.next_if(|x| x.0 < until || own.is_some()) {
+                while let Some((.., reload)) = reloads.next_if(|x| before(x) || own.is_some()) {
                     sequence.push(reload);
                     own = own.filter(|&x| x != reload);
                 }
