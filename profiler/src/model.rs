@@ -2,8 +2,8 @@
 
 use crate::layer::Layer;
 use crate::layers::{
-    Attention, BLOCK_LOGITS, Block, Embedding, Head, HeadNorms, Linear, Mlp, MlpInto, Norm, Projection, QUERY_BLOCK,
-    Rotary, WeightLayout,
+    Attention, Block, Embedding, Head, HeadNorms, Linear, Mlp, MlpInto, Norm, Projection, QUERY_BLOCK, Rotary,
+    WeightLayout, block_logits,
 };
 use candle_core::{DType, Device, Result, Tensor, bail};
 use optpipe_configs::model::{Family, Mlp as MlpKind, Model, Norm as NormKind};
@@ -242,7 +242,8 @@ fn head(model: &Model, mut parameters: Parameters) -> Result<Head> {
         parameters = Parameters { layer: 0, next: 0, ..parameters };
     }
     let projection = parameters.normal(model.vocabulary, model.hidden)?;
-    Ok(Head { names, norm, projection, tied: model.tied_embeddings, block_logits: BLOCK_LOGITS })
+    let block_logits = block_logits(projection.device());
+    Ok(Head { names, norm, projection, tied: model.tied_embeddings, block_logits })
 }
 
 #[cfg(test)]

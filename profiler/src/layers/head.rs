@@ -4,11 +4,18 @@ use super::norm::Norm;
 use super::ops::{self, wide, wide_type};
 use super::{TensorList, flatten};
 use crate::layer::{Layer, Microbatch, Saved, SavedTensor, WeightContext};
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 
-/// Logits made at a time: 4 MiB in f32, so that they stay in a cache between the product that makes
-/// them and the one that uses them.
-pub(crate) const BLOCK_LOGITS: usize = 1 << 20;
+/// Logits made at a time on a processor: 4 MiB in f32, so that they stay in a cache between the product that
+/// makes them and the one that uses them.
+const BLOCK_LOGITS: usize = 1 << 20;
+/// The same on other devices: 256 MiB, so that each product is large enough to run at full speed.
+const DEVICE_BLOCK_LOGITS: usize = 1 << 26;
+
+/// Logits made at a time on a device.
+pub(crate) fn block_logits(device: &Device) -> usize {
+    if device.is_cpu() { BLOCK_LOGITS } else { DEVICE_BLOCK_LOGITS }
+}
 
 /// Final norm, projection and loss.
 ///

@@ -17,7 +17,7 @@ mod rotary;
 pub(crate) use attention::{Attention, HeadNorms, Projection, QUERY_BLOCK};
 pub(crate) use block::Block;
 pub(crate) use embedding::Embedding;
-pub(crate) use head::{BLOCK_LOGITS, Head};
+pub(crate) use head::{Head, block_logits};
 pub(crate) use linear::{Linear, WeightLayout};
 pub(crate) use mlp::{Into as MlpInto, Mlp};
 pub(crate) use norm::Norm;

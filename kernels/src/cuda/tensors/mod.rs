@@ -5,13 +5,17 @@
 
 mod activation;
 mod attention;
+mod loss;
 mod norm;
 mod optimizer;
+mod rotary;
 
 pub use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
 pub use attention::{Backward as AttentionBackward, attention, attention_backward, takes_heads};
+pub use loss::{cross_entropy_backward, log_sum_exp};
 pub use norm::{norm_apply, norm_backward_input, norm_backward_weight, norm_forward};
 pub use optimizer::{OptimizerStates, Step, accumulate};
+pub use rotary::rope;
 
 use std::collections::HashMap;
 use std::ops::Deref;

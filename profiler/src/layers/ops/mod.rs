@@ -11,7 +11,7 @@ use candle_core::{DType, Result, Tensor};
 use cpu::heads::Way;
 use optpipe_configs::model::Norm;
 #[cfg(feature = "cuda")]
-use optpipe_kernels::cuda::{ops::norm::Norm as OwnNorm, tensors as own};
+use optpipe_kernels::cuda::{ops::norm::Norm as OwnNorm, ops::rotary::Direction, tensors as own};
 
 /// The type that statistics, exponentials and long sums are taken in: f32, f64 for f64.
 pub(crate) fn wide_type(dtype: DType) -> DType {
@@ -186,6 +186,11 @@ pub(crate) type Angles = (Tensor, Tensor);
 /// width]`, scaled, and each pair `(x[i], x[i + width / 2])` turned by its angle where there are angles. The
 /// rows of the queries that share a key head follow one another, so that one matrix product serves the group.
 pub(crate) fn split_heads(x: &Tensor, heads: Heads, angles: Option<&Angles>, scale: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if own::takes(x) && (angles.is_some() || scale == 1.0) {
+        let turned = turned(&x.contiguous()?, angles, scale, Direction::Forward)?;
+        return composed::heads::split(&turned, heads, None, 1.0);
+    }
     let wide = wide(x)?;
     if x.device().is_cpu() {
         cpu::heads::rearrange(&wide, heads, angles, Way::Split, scale)
@@ -198,6 +203,11 @@ pub(crate) fn split_heads(x: &Tensor, heads: Heads, angles: Option<&Angles>, sca
 /// The transpose of [`split_heads`] as a linear map: what takes the gradient by its output to the gradient by
 /// its input. With neither angles nor scale also its inverse.
 pub(crate) fn merge_heads(x: &Tensor, heads: Heads, angles: Option<&Angles>, scale: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if own::takes(x) && (angles.is_some() || scale == 1.0) {
+        let merged = composed::heads::merge(x, heads, None, 1.0)?;
+        return turned(&merged, angles, scale, Direction::Backward);
+    }
     let wide = wide(x)?;
     if x.device().is_cpu() {
         cpu::heads::rearrange(&wide, heads, angles, Way::Merge, scale)
@@ -205,6 +215,13 @@ pub(crate) fn merge_heads(x: &Tensor, heads: Heads, angles: Option<&Angles>, sca
         composed::heads::merge(&wide, heads, angles, scale)
     }?
     .to_dtype(x.dtype())
+}
+
+/// Rows turned by their angles, and scaled by way of these, so that they are rounded once.
+#[cfg(feature = "cuda")]
+fn turned(x: &Tensor, angles: Option<&Angles>, scale: f64, direction: Direction) -> Result<Tensor> {
+    let Some((cosines, sines)) = angles else { return Ok(x.clone()) };
+    own::rope(x, &cosines.affine(scale, 0.0)?, &sines.affine(scale, 0.0)?, direction)
 }
 
 /// Which keys the queries of a block see.
@@ -255,6 +272,10 @@ pub(crate) fn attend_backward(
 
 /// The log of the sum of the exponentials of each row: `[rows, columns]` in the wide type to `[rows]`.
 pub(crate) fn log_sum_exp(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if own::takes(x) {
+        return own::log_sum_exp(x);
+    }
     if x.device().is_cpu() { cpu::softmax::log_sum_exp(x) } else { composed::softmax::log_sum_exp(x) }
 }
 
@@ -262,7 +283,8 @@ pub(crate) fn log_sum_exp(x: &Tensor) -> Result<Tensor> {
 /// `[rows, columns]` whose first column is token `first`: `(softmax - one_hot(target)) * scale`.
 ///
 /// `log_sum` `[rows]` is over the whole vocabulary; `targets` `[rows]`, u32; `scale` a scalar; all but the
-/// targets in the wide type.
+/// targets in the wide type. The logits hold nothing of use afterwards: where there is an own kernel, the gradient
+/// takes their place.
 pub(crate) fn cross_entropy_backward(
     logits: &Tensor,
     log_sum: &Tensor,
@@ -270,6 +292,12 @@ pub(crate) fn cross_entropy_backward(
     first: usize,
     scale: &Tensor,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if own::takes(logits) {
+        let gradient = logits.contiguous()?;
+        own::cross_entropy_backward(&gradient, log_sum, targets, first, scale)?;
+        return Ok(gradient);
+    }
     if logits.device().is_cpu() {
         cpu::softmax::cross_entropy_backward(logits, log_sum, targets, first, scale)
     } else {
