@@ -65,6 +65,15 @@ impl States {
         Ok(States::Host(HostStates { master, first: vec![0.0; moments], second: vec![0.0; moments] }))
     }
 
+    /// Those in host memory.
+    fn host(&mut self) -> Result<&mut HostStates> {
+        match self {
+            States::Host(states) => Ok(states),
+            #[cfg(feature = "cuda")]
+            States::Cuda(_) => bail!("the optimizer's states are on another device than the weights"),
+        }
+    }
+
     /// How many numbers they are.
     fn numbers(&self) -> usize {
         match self {
@@ -154,11 +163,7 @@ impl InplaceOp2 for Apply<'_> {
         let CpuStorage::F32(gradient) = gradient else { bail!("gradients are summed in f32") };
         let gradient = window(gradient, by)?;
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let HostStates { master, first, second } = match &mut *states {
-            States::Host(states) => states,
-            #[cfg(feature = "cuda")]
-            States::Cuda(_) => bail!("the optimizer's states are on another device than the weights"),
-        };
+        let HostStates { master, first, second } = states.host()?;
         match weights {
             CpuStorage::F32(weights) => self.apply(window_mut(weights, layout)?, first, second, gradient),
             CpuStorage::BF16(weights) => {
