@@ -1,11 +1,9 @@
 //! The cache of solved problems on the built binary.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use support::{data, file, stderr};
+use crate::support::{data, file, stderr};
 
 /// A solve of a problem with a cache of its own; what `--json` says.
 fn solve(cache: &Path, problem: &Path, more: &[&str]) -> serde_json::Value {

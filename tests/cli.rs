@@ -1,13 +1,11 @@
 //! The commands on the built binary: what they print, where, and with which exit code.
 
-mod support;
-
 use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
 
+use crate::support::{data, file, optpipe, stderr, stdout};
 use assert_cmd::Command;
-use support::{data, file, optpipe, stderr, stdout};
 
 fn instance(name: &str) -> std::path::PathBuf {
     data(&format!("instances/{name}.yaml"))

@@ -1,18 +1,13 @@
 //! GPU commands from end to end, on a stand-in for NVIDIA's driver that works on the host: every call of the
 //! program into the driver is made, in its order and with its arguments, only the device is not real.
 
-// A program with CUDA compute is linked against the whole driver, which the stand-in is not.
-#![cfg(all(target_os = "linux", not(feature = "cuda")))]
-
-mod support;
-
 use std::path::Path;
 use std::process::Output;
 
+use crate::support::{data, optpipe, stderr, stdout};
 use optpipe_configs::file;
 use optpipe_configs::hardware::Hardware;
 use optpipe_configs::hardware::details::TestStatus;
-use support::{data, optpipe, stderr, stdout};
 
 /// Builds the stand-in as `libcuda.so` in a folder.
 fn build(folder: &Path) {

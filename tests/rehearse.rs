@@ -1,13 +1,11 @@
 //! `optpipe rehearse` on the built binary: the report, the files, what it refuses and how it is interrupted.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::support::{data, no_cache, optpipe, stderr, stdout, tiny_job};
 use assert_cmd::Command;
-use support::{data, no_cache, optpipe, stderr, stdout, tiny_job};
 
 /// A job with its problem and schedule, solved for recorded measurements.
 struct Solved {

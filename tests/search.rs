@@ -1,10 +1,8 @@
 //! Structure search, choice under noise and sensitivity on the built binary.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
-use support::{data, file, optpipe, stderr, stdout};
+use crate::support::{data, file, optpipe, stderr, stdout};
 
 fn json(output: &std::process::Output) -> serde_json::Value {
     assert!(output.status.success(), "{}", stderr(output));

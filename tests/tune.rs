@@ -1,12 +1,10 @@
 //! Whole tunes of a tiny model on the built binary: files, resume, interrupts, refusals.
 
-mod support;
-
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{data, no_cache, optpipe, stderr, stdout, tiny_job};
+use crate::support::{data, no_cache, optpipe, stderr, stdout, tiny_job};
 
 const FILES: [&str; 10] = [
     "hardware.yaml",
