@@ -2,6 +2,8 @@
 //! model without a pipeline, memory against the schedule's prediction.
 
 mod support;
+#[path = "torch/tuner.rs"]
+mod tuner;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -131,6 +133,23 @@ fn python() -> PathBuf {
     stdout(&output).trim().into()
 }
 
+/// Has every case run on its ranks with the packages of a folder; what each says, by rank.
+fn run_cases(cases: &Cases, packages: &Path) -> Value {
+    let list = serde_json::to_string(&cases.list).expect("JSON");
+    cases.write("cases.json", &list);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(python())
+        .arg(root.join("../tests/torch/ranks.py"))
+        .arg(cases.path())
+        .env("PYTHONPATH", packages)
+        .env("OMP_NUM_THREADS", "1")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("python runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", stdout(&output), stderr(&output)))
+}
+
 fn peaks(problem: &Path, schedule: &Path) -> Vec<i64> {
     let output = optpipe().arg("check").arg(problem).arg(schedule).arg("--json").output().expect("runs");
     assert!(output.status.success(), "{}", stderr(&output));
@@ -176,7 +195,6 @@ fn reversed(cases: &Cases, name: &str, schedule: &Path) -> PathBuf {
 
 #[test]
 fn torch_runs_schedules_with_the_gradients_of_the_model_without_a_pipeline() {
-    let python = python();
     let mut cases = Cases { folder: tempfile::tempdir().expect("temporary folder"), list: Vec::new() };
     let placements: [(&str, &[usize]); 5] = [
         ("p2", &[0, 1]),
@@ -240,21 +258,8 @@ fn torch_runs_schedules_with_the_gradients_of_the_model_without_a_pipeline() {
         cases.add(&format!("refused.{how}"), "refused", place, more);
     }
 
-    let list = serde_json::to_string(&cases.list).expect("JSON");
-    cases.write("cases.json", &list);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let output = Command::new(&python)
-        .arg(root.join("../tests/torch/ranks.py"))
-        .arg(cases.path())
-        // The package as the binary brings it.
-        .env("PYTHONPATH", folder)
-        .env("OMP_NUM_THREADS", "1")
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .output()
-        .expect("python runs");
-    assert!(output.status.success(), "{}", stderr(&output));
-    let results: Value = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {}{}", stdout(&output), stderr(&output)));
+    // The package as the binary brings it.
+    let results = run_cases(&cases, &folder);
     let of = |name: &str| -> Vec<Value> { results[name].as_array().expect("a list").clone() };
     let worst = |name: &str| -> f64 {
         let ranks = of(name);

@@ -179,7 +179,7 @@ fn too_deep(text: &str) -> Option<usize> {
 }
 
 /// Parses JSON whatever the file's name.
-pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileError> {
+pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileError> {
     if text.bytes().all(|b| b.is_ascii_whitespace()) {
         return Err(FileError::new(path, "the file is empty"));
     }

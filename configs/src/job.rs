@@ -31,9 +31,11 @@ use crate::size;
 
 mod check;
 mod choice;
+mod run;
 mod structure;
 mod template;
 
+pub use run::{Engine, Modules, Run};
 pub use structure::{Count, Structure};
 
 /// A tuning job.
@@ -282,26 +284,6 @@ pub struct Solver {
 impl Default for Solver {
     fn default() -> Self {
         Solver { time_limit: "10s".to_owned(), seed: 0, iterations: 0 }
-    }
-}
-
-/// How schedules are measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Run {
-    /// Steps before measuring.
-    #[schemars(range(max = 65536))]
-    pub warmup_steps: usize,
-    /// Measured steps a schedule; the median counts.
-    #[schemars(range(min = 1, max = 65536))]
-    pub steps: usize,
-    /// Also run GPipe, 1F1B and ZB-H1 for comparison.
-    pub textbook: bool,
-}
-
-impl Default for Run {
-    fn default() -> Self {
-        Run { warmup_steps: 1, steps: 3, textbook: true }
     }
 }
 

@@ -155,8 +155,14 @@ impl Model {
     /// need and cannot be (an architecture that is not known, heads that do not divide, ...) is an error
     /// that names the file, the line where there is one, the field and what was expected.
     pub fn read(reference: &str, relative_to: Option<&Path>) -> Result<Model, FileError> {
+        let (path, text) = Model::source(reference, relative_to)?;
+        read::from_text(reference, &path, &text)
+    }
+
+    /// The path and the text of the `config.json` that [`Model::read`] reads.
+    pub fn source(reference: &str, relative_to: Option<&Path>) -> Result<(PathBuf, String), FileError> {
         if let Some((_, text)) = PRESETS.iter().find(|(name, _)| *name == reference) {
-            return read::from_text(reference, Path::new(&format!("configs/models/{reference}/config.json")), text);
+            return Ok((format!("configs/models/{reference}/config.json").into(), (*text).to_owned()));
         }
         let mut path: PathBuf = relative_to.map_or_else(|| reference.into(), |folder| folder.join(reference));
         if path.is_dir() {
@@ -170,7 +176,7 @@ impl Model {
             ));
         }
         let text = file::read_text(&path)?;
-        read::from_text(reference, &path, &text)
+        Ok((path, text))
     }
 
     /// Reads the text of a `config.json`. The path is for messages; see [`Model::read`].

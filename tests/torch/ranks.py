@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -177,6 +178,94 @@ def refused(case, rank, folder):
     finally:
         torch.__version__ = version
     return dict(error=None)
+
+
+def harness(case, rank, folder):
+    """The tuner's own stages on a schedule, against the same layers as one stage. A clock that is off is put right."""
+    from optpipe_harness.layers import Stage as Layered, batch as tokens, loss_fn as mean
+    from optpipe_harness.run import build as layered
+    from optpipe_harness.serve import Rank
+    from optpipe_harness.weights import tie
+    from optpipe_torch import OptPipeSchedule
+    from optpipe_torch.measure import clock_offset
+
+    request = case["request"]
+    ahead = 5_000_000_000 * rank
+    offset = clock_offset(dist.group.WORLD, now=lambda: time.time_ns() + ahead)
+    here = Rank(None, rank, case["ranks"], torch.device("cpu"), dist.group.WORLD, [], 0)
+    layers, stages = layered(here, request, case["placement"])
+    schedule = OptPipeSchedule(case["schedule"], stages, mean, problem=case["problem"], watch=False, scale_grads=False)
+    tied = tie(stages, case["placement"], rank, request["model"])
+    inputs, target = tokens(request, case["microbatches"] * request["microbatch_size"], 0, "cpu")
+    loss = schedule.step(*([inputs] if stages[0].is_first else []), target=target if stages[-1].is_last else None)
+    if tied is not None:
+        tied.add_up()
+    whole = Layered(layers, range(layers.count))
+    wanted = mean(whole(inputs), target)
+    wanted.backward()
+    errors = [0.0 if loss is None else abs(loss - float(wanted.detach())) / float(wanted.detach())]
+    for stage in stages:
+        for number, layer in zip(stage.submod.numbers, stage.submod.layers):
+            found = [parameter.sums / case["microbatches"] for parameter in layer.parameters()]
+            there = [parameter.grad for parameter in whole.layers[number].parameters()]
+            errors.append(max(apart(a, b) for a, b in zip(found, there, strict=True)))
+    return dict(errors=errors, offset_error_ns=abs(offset - ahead), offloaded=schedule.ledger.offloaded)
+
+
+def transformers(case, rank, folder):
+    """The layers in plain torch against those of transformers with the same weights, by family."""
+    from optpipe_harness.layers import Layers
+
+    model = case["model"]
+    common = dict(hidden_size=model["hidden"], num_hidden_layers=model["layers"], num_attention_heads=model["heads"],
+                  num_key_value_heads=model["kv_heads"], head_dim=model["head_dim"], vocab_size=model["vocabulary"],
+                  intermediate_size=model["intermediate"], max_position_embeddings=model["max_positions"],
+                  rms_norm_eps=model["norm_epsilon"], rope_theta=model["rope_theta"], tie_word_embeddings=False)
+    stretched = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                     original_max_position_embeddings=16)
+    scaling = dict(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_positions=16)
+    gpt2 = dict(n_embd=model["hidden"], n_layer=model["layers"], n_head=model["heads"], n_inner=model["intermediate"],
+                vocab_size=model["vocabulary"], n_positions=model["max_positions"], bos_token_id=0, eos_token_id=0)
+    families = dict(
+        llama=(dict(common, model_type="llama"), {}),
+        llama3=(dict(common, model_type="llama", rope_scaling=stretched), dict(rope_scaling=scaling)),
+        mistral=(dict(common, model_type="mistral", sliding_window=5), dict(sliding_window=5)),
+        qwen2=(dict(common, model_type="qwen2"), dict(qkv_bias=True)),
+        qwen3=(dict(common, model_type="qwen3"), dict(qk_norm=True)),
+        gpt2=(dict(gpt2, model_type="gpt2"), dict(
+            norm="layer", mlp="dense_gelu", rope_theta=None, qkv_bias=True, output_bias=True, mlp_bias=True,
+            kv_heads=model["heads"], head_dim=model["hidden"] // model["heads"])))
+    found = {}
+    for name, (config, more) in families.items():
+        request = dict(model=dict(model, **more), config=config, precision="f32", seed=1, sequence_length=32)
+        own, theirs = (Layers(dict(request, modules=modules), torch.device("cpu"))
+                       for modules in ("plain", "transformers"))
+        one, other = own.make(1), theirs.make(1)
+        torch.manual_seed(5)
+        with torch.no_grad():
+            for parameter in one.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+            state = one.state_dict()
+            if name == "gpt2":
+                state = as_gpt2(state)
+            other.load_state_dict(state)
+            x, tokens = torch.randn(2, 32, model["hidden"]), torch.randint(model["vocabulary"], (2, 32))
+            ends = [(layers.make(0)(tokens), layers.make(layers.count - 1)(x)) for layers in (own, theirs)]
+            pairs = [(own.call(one, x), theirs.call(other, x)), *zip(*ends)]
+        found[name] = max(apart(a, b) for a, b in pairs)
+    return dict(families=found)
+
+
+def as_gpt2(state):
+    """A plain block's weights by the names and in the shapes that transformers' GPT-2 has."""
+    attention = [state[f"self_attn.{x}_proj.weight"] for x in "qkv"], [state[f"self_attn.{x}_proj.bias"] for x in "qkv"]
+    found = {"attn.c_attn.weight": torch.cat(attention[0]).T, "attn.c_attn.bias": torch.cat(attention[1])}
+    for theirs, own in (("attn.c_proj", "self_attn.o_proj"), ("mlp.c_fc", "mlp.up_proj"),
+                        ("mlp.c_proj", "mlp.down_proj")):
+        found |= {f"{theirs}.weight": state[f"{own}.weight"].T, f"{theirs}.bias": state[f"{own}.bias"]}
+    for theirs, own in (("ln_1", "input_layernorm"), ("ln_2", "post_attention_layernorm")):
+        found |= {f"{theirs}.{x}": state[f"{own}.{x}"] for x in ("weight", "bias")}
+    return found
 
 
 def run_rank(rank, ranks, cases, folder):

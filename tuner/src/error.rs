@@ -31,6 +31,26 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// A device's memory did not suffice for a schedule that was to fit: what was predicted was too little.
+    #[error("{message}")]
+    OutOfMemory {
+        /// The device.
+        device: usize,
+        /// By how much it did not suffice, where that is known.
+        over_bytes: Option<u64>,
+        /// Where it happened.
+        message: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// What measures is gone, or hangs.
+    #[error("{message}")]
+    Lost {
+        /// What is known of it.
+        message: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// Stopped by the user.
     #[error("interrupted{0}")]
     Interrupted(
@@ -66,7 +86,9 @@ impl Error {
     pub fn hint(mut self, text: impl Into<String>) -> Self {
         match &mut self {
             Error::Input { hint, .. } | Error::Failed { hint, .. } => *hint = Some(text.into()),
-            Error::Infeasible { hint, .. } => *hint = text.into(),
+            Error::Infeasible { hint, .. } | Error::OutOfMemory { hint, .. } | Error::Lost { hint, .. } => {
+                *hint = text.into();
+            }
             Error::Interrupted(_) => {}
         }
         self
@@ -76,7 +98,7 @@ impl Error {
     pub fn advice(&self) -> Option<&str> {
         match self {
             Error::Input { hint, .. } | Error::Failed { hint, .. } => hint.as_deref(),
-            Error::Infeasible { hint, .. } => Some(hint),
+            Error::Infeasible { hint, .. } | Error::OutOfMemory { hint, .. } | Error::Lost { hint, .. } => Some(hint),
             Error::Interrupted(_) => None,
         }
     }
@@ -84,7 +106,7 @@ impl Error {
     /// 1 failed, 2 bad input, 3 infeasible, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Failed { .. } => 1,
+            Error::Failed { .. } | Error::OutOfMemory { .. } | Error::Lost { .. } => 1,
             Error::Input { .. } => 2,
             Error::Infeasible { .. } => 3,
             Error::Interrupted(_) => 130,

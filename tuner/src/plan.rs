@@ -8,11 +8,13 @@
 //!   direction, where offload and reload have channels of their own, and the neighbouring device,
 //!   where it has. In a pipeline in its steady state all of these run together. Where the hardware has
 //!   links of each device they count, else those of device 0 for all.
+//! - PyTorch has no input gradient of the first stage: there its weight gradient is the whole backward, which
+//!   takes the place of B, so W takes no time.
 //! - An activation or gradient sent to the next stage is one copy over the link between devices.
 
 use optpipe_configs::file::{Check, Invalid};
 use optpipe_configs::hardware::{Hardware, Link};
-use optpipe_configs::job::{Backend, Job, Precision};
+use optpipe_configs::job::{Backend, Engine, Job, Precision};
 use optpipe_configs::memory;
 use optpipe_configs::model::Model;
 use optpipe_configs::profile::{LayerKind, LayerProfile, Profile};
@@ -154,8 +156,10 @@ pub fn unlimited(profile: &Profile, hardware: &Hardware, job: &Job, model: &Mode
         let held = &layers[range.clone()];
         let sum = |of: fn(&LayerProfile) -> u64| to_i64(held.iter().map(|layer| of(layer)).sum());
         t.forward.push(sum(|x| x.forward.median_ns));
-        t.backward_input.push(sum(|x| x.backward_input.median_ns));
-        t.backward_weight.push(sum(|x| x.backward_weight.median_ns));
+        let (input, weight) = (sum(|x| x.backward_input.median_ns), sum(|x| x.backward_weight.median_ns));
+        let whole = s == 0 && job.run.engine == Engine::Torch;
+        t.backward_input.push(if whole { input.saturating_add(weight) } else { input });
+        t.backward_weight.push(if whole { 0 } else { weight });
         sizes.activation.push(sum(|x| x.bytes.activation));
         sizes.weight_context.push(sum(|x| x.bytes.weight_context));
         let offloadable: u64 = held.iter().map(|x| x.bytes.offloadable).sum();

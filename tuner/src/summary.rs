@@ -37,6 +37,9 @@ pub struct Summary {
     pub microbatches: usize,
     /// Why the tuning stopped.
     pub stop: StopReason,
+    /// What failed, where that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     /// The best measured schedule, the one in `schedule.yaml`. Its measurement is the one made together
     /// with the textbook schedules, where they ran, else that of its round.
     pub best: Outcome,
@@ -75,6 +78,8 @@ pub enum StopReason {
     RoundLimit,
     /// Stopped by the user.
     Interrupted,
+    /// What measures failed; what was measured before counts.
+    Failed,
 }
 
 impl std::fmt::Display for StopReason {
@@ -83,6 +88,7 @@ impl std::fmt::Display for StopReason {
             StopReason::Converged => "converged",
             StopReason::RoundLimit => "round limit reached",
             StopReason::Interrupted => "interrupted",
+            StopReason::Failed => "failed",
         })
     }
 }

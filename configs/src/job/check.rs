@@ -7,13 +7,13 @@ use crate::file::{self, Check, Invalid};
 use crate::model::Model;
 
 /// The most devices of a job; far above what a schedule can be found for in useful time.
-const MOST_DEVICES: usize = 1024;
+pub(super) const MOST_DEVICES: usize = 1024;
 /// The most chunks a device.
 pub(super) const MOST_CHUNKS: usize = 64;
 /// The most microbatches a step, sequences a microbatch, steps a measurement.
 pub(super) const MOST: usize = 1 << 16;
 
-fn within<T: PartialOrd + Display>(field: &str, value: T, least: T, most: T) -> Result<(), Invalid> {
+pub(super) fn within<T: PartialOrd + Display>(field: &str, value: T, least: T, most: T) -> Result<(), Invalid> {
     if value >= least && value <= most {
         return Ok(());
     }
@@ -43,8 +43,7 @@ impl Check for Job {
         }
         self.memory_limits()?;
         self.time_limit()?;
-        within("run.warmup_steps", self.run.warmup_steps, 0, MOST)?;
-        within("run.steps", self.run.steps, 1, MOST)?;
+        self.check_run()?;
         if !(0.0..1.0).contains(&self.stop.tolerance) {
             return Err(Invalid::new(
                 "stop.tolerance",

@@ -7,6 +7,7 @@
 
 from .agree import Disagreement
 from .files import ScheduleError
+from .saved import OutOfMemory
 from .schedule import OptPipeSchedule
 
-__all__ = ["Disagreement", "OptPipeSchedule", "ScheduleError"]
+__all__ = ["Disagreement", "OptPipeSchedule", "OutOfMemory", "ScheduleError"]

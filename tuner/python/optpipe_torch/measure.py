@@ -4,6 +4,7 @@ import statistics
 import time
 
 import torch
+import torch.distributed as dist
 
 
 class Clock:
@@ -14,6 +15,7 @@ class Clock:
         self.ops = []  # (kind, stage, microbatch, start, end): ns, or CUDA events
         self.origin = None
         self.wall_ns = 0
+        self.offset_ns = 0  # this machine's wall clock less the first rank's
 
     def begin(self):
         """A step begins."""
@@ -21,7 +23,7 @@ class Clock:
         self.origin = self.mark()
         if self.cuda:
             self.origin.synchronize()
-        self.wall_ns = time.time_ns()
+        self.wall_ns = time.time_ns() - self.offset_ns
 
     def mark(self):
         """Now."""
@@ -35,7 +37,7 @@ class Clock:
         self.ops.append((kind, *pair, start, end))
 
     def finish(self):
-        """The ops with times in ns, as of the machine's wall clock."""
+        """The ops with times in ns, as of the first rank's wall clock."""
         if self.cuda:
             torch.cuda.synchronize()
 
@@ -44,6 +46,33 @@ class Clock:
             return self.wall_ns + round(ns)
 
         return [(kind, stage, j, since(start), since(end)) for kind, stage, j, start, end in self.ops]
+
+
+def clock_offset(group, now=time.time_ns, rounds=20):
+    """This rank's wall clock less the first rank's, ns, over a group whose ranks exchange CPU tensors.
+
+    Of several exchanges with the first rank the quickest counts, whose middle is taken for the moment when this rank
+    looked at its clock: half of that exchange's time is the most the estimate can be off. Every rank calls it.
+    """
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    found = torch.zeros(ranks, dtype=torch.int64)
+    message = torch.zeros(1, dtype=torch.int64)
+    if rank != 0:
+        for _ in range(rounds):
+            dist.recv(message, dist.get_global_rank(group, 0), group=group)
+            dist.send(torch.tensor([now()]), dist.get_global_rank(group, 0), group=group)
+    else:
+        for other in range(1, ranks):
+            exchanges = []
+            for _ in range(rounds):
+                start = now()
+                dist.send(message, dist.get_global_rank(group, other), group=group)
+                dist.recv(message, dist.get_global_rank(group, other), group=group)
+                end = now()
+                exchanges.append((end - start, message.item() - (start + end) // 2))
+            found[other] = min(exchanges)[1]
+    dist.broadcast(found, dist.get_global_rank(group, 0), group=group)
+    return int(found[rank])
 
 
 def sample(values):
@@ -58,10 +87,10 @@ def sample(values):
                 stable=spread <= 0.05 * median)
 
 
-def measured(backend, placement, steps, optimizer_ns):
+def measured(backend, placement, steps, losses, optimizer_ns):
     """measured.yaml: `steps` has for each step a list over ranks of (ops, loss or None, peak bytes, offloaded bytes).
 
-    Ranks on several machines are as comparable as their clocks.
+    Ranks on several machines are as comparable as their clocks, see `Clock.offset_ns`.
     """
     whole = []
     for ranks in steps:
@@ -74,10 +103,9 @@ def measured(backend, placement, steps, optimizer_ns):
             durations.setdefault((kind, stage, j), []).append(end - start)
     _, first, ops = sorted(whole, key=lambda step: step[0])[(len(whole) - 1) // 2]
     rows = sorted((placement[stage], start - first, kind, stage, j, end - first) for kind, stage, j, start, end in ops)
-    losses = [next((loss for _, loss, *_ in ranks if loss is not None), None) for ranks in steps]
     return dict(
         version=1, backend=backend, step=sample([length for length, *_ in whole]), optimizer=sample(optimizer_ns),
-        steps_ns=[length for length, *_ in whole], losses=[loss for loss in losses if loss is not None],
+        steps_ns=[length for length, *_ in whole], losses=losses,
         peak_bytes=[max(ranks[rank][2] for ranks in steps) for rank in range(len(steps[0]))],
         offloaded_bytes=max(sum(offloaded for *_, offloaded in ranks) for ranks in steps),
         ops=[dict(device=device, op=kind, stage=stage, microbatch=j, start_ns=start, end_ns=end,

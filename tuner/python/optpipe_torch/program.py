@@ -32,7 +32,7 @@ class Step:
 
 def programs(plan):
     """One list of steps a rank: compute steps, and where memory moves between them."""
-    names = _names(plan)
+    names = microbatch_names(plan)
     rows = [_join_first_stage(_sequence(plan, row, names)) for row in plan.ops]
     rows = [_fuse(row) for row in rows]
     for device, row in enumerate(rows):
@@ -42,7 +42,8 @@ def programs(plan):
     return rows
 
 
-def _names(plan):
+def microbatch_names(plan):
+    """What torch calls each microbatch of the schedule."""
     last = len(plan.placement) - 1
     forwards = [op for row in plan.ops for op in row if op.kind == "F" and op.stage == last]
     order = sorted(forwards, key=lambda op: (op.start, op.microbatch))

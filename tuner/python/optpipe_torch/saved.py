@@ -11,6 +11,15 @@ import weakref
 import torch
 
 
+class OutOfMemory(RuntimeError):
+    """A rank holds more than its limit."""
+
+    def __init__(self, pair, held, limit):
+        super().__init__(f"stage {pair[0]}, microbatch {pair[1]}: autograd holds {held} bytes, beside what is static "
+                         f"the limit leaves {limit}")
+        self.over_bytes = held - limit
+
+
 class _Entry:
     """One storage."""
 
@@ -54,6 +63,7 @@ class Ledger:
     def __init__(self, device):
         self.device = torch.device(device)
         self.held = self.peak = self.offloaded = 0
+        self.limit = None  # for `held`
         self.entries = {}
         self.saved = {}  # pair -> what autograd still holds
         self.outside = set()  # storages of parameters and buffers
@@ -121,7 +131,12 @@ class Ledger:
         own = self._of(pair)
         self.activation[pair] = sum(entry.bytes for entry in own)
         self.offloadable[pair] = sum(entry.bytes for entry in own if not entry.kept and len(entry.owners) == 1)
+        self._grown(pair)
+
+    def _grown(self, pair):
         self.peak = max(self.peak, self.held)
+        if self.limit is not None and self.held > self.limit:
+            raise OutOfMemory(pair, self.held, self.limit)
 
     def after_backward_input(self, pair):
         self.weight_context[pair] = sum(entry.bytes for entry in self._of(pair) if entry.inside)
@@ -168,7 +183,7 @@ class Ledger:
             entry.storage.resize_(entry.bytes)
             entry.inside = True
             self.held += entry.bytes
-        self.peak = max(self.peak, self.held)
+        self._grown(pair)
         span = self.host.back([(entry.host, entry.storage) for entry in own], pair)
         for entry in own:
             entry.arrived = span[1] if self.host.cuda else None

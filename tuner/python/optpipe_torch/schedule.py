@@ -22,8 +22,11 @@ logger = logging.getLogger("optpipe_torch")
 OLDEST, NEWEST = (2, 7), (2, 15)
 
 
-def _version():
-    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+def check_version():
+    """Whether this torch is one of those that the package knows."""
+    if not OLDEST <= tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) <= NEWEST:
+        raise ScheduleError(f"torch {torch.__version__}: this package knows {OLDEST[0]}.{OLDEST[1]} to "
+                            f"{NEWEST[0]}.{NEWEST[1]}")
 
 
 class OptPipeSchedule:
@@ -70,9 +73,7 @@ class OptPipeSchedule:
 
     def _read(self, texts):
         """A checked plan with all ranks' programs, and what all ranks have to have the same."""
-        if not OLDEST <= _version() <= NEWEST:
-            raise ScheduleError(f"torch {torch.__version__}: this package knows {OLDEST[0]}.{OLDEST[1]} to "
-                                f"{NEWEST[0]}.{NEWEST[1]}")
+        check_version()
         plan = parse(*texts)
         ranks, stages = dist.get_world_size(self.group), self.stages[0].num_stages
         if len(plan.ops) != ranks:
@@ -238,8 +239,22 @@ class OptPipeSchedule:
         losses = [] if any(stage.is_last for stage in self.stages) else None
         self.runtime.step(*args, target=target, losses=losses, return_outputs=False, **kwargs)
         loss = float(torch.stack(losses).detach().mean()) if losses else None
-        self.records.append((self._split_whole(self.clock.finish()), loss, self._peak(), self.ledger.offloaded))
+        self.records.append((self._as_scheduled(self.clock.finish()), loss, self._peak(), self.ledger.offloaded))
         return loss
+
+    @property
+    def limit_bytes(self):
+        """The most that this rank may hold, static bytes of the problem included; None for no limit. Where there is
+        no device memory to run out of, going beyond it raises `OutOfMemory`."""
+        return None if self.ledger.limit is None else self.ledger.limit + self._static
+
+    @limit_bytes.setter
+    def limit_bytes(self, limit):
+        self.ledger.limit = None if limit is None else limit - self._static
+
+    @property
+    def _static(self):
+        return self.plan.problem["bytes"]["static"][self.rank]
 
     @property
     def saved_peak(self):
@@ -267,12 +282,14 @@ class OptPipeSchedule:
         """CUDA: of the allocator. Elsewhere: static as the problem has it, and what autograd held."""
         if self.clock.cuda:
             return torch.cuda.max_memory_allocated(self.device)
-        return self.plan.problem["bytes"]["static"][self.rank] + self.ledger.peak
+        return self._static + self.ledger.peak
 
-    def _split_whole(self, ops):
-        """A whole backward as B and W, in the proportion that the problem has."""
+    def _as_scheduled(self, ops):
+        """A whole backward as B and W, in the proportion that the problem has; microbatches as the schedule has them."""
         times, found = self.plan.problem["time_ns"], []
-        for kind, stage, j, start, end in ops:
+        original = {name: j for j, name in program.microbatch_names(self.plan).items()}
+        for kind, stage, name, start, end in ops:
+            j = original[name]
             if kind != "BW":
                 found.append((kind, stage, j, start, end))
                 continue
@@ -289,13 +306,15 @@ class OptPipeSchedule:
         """Writes measured.yaml on the first rank, of the steps since the schedule was taken up but the first
         `skip`. Every rank calls it. Returns what was written, None on other ranks."""
         found = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(found, (self.records[skip:] or self.records[-1:], self.optimizer_ns), group=self.group)
+        dist.all_gather_object(found, (self.records, self.optimizer_ns), group=self.group)
         if self.rank != 0:
             return None
         if not found[0][0]:
             raise ScheduleError("no step has run since the schedule was taken up")
-        steps = list(zip(*(records for records, _ in found)))
-        result = measured(self.device.type, self.plan.placement, steps, found[0][1])
+        steps = list(zip(*(records[skip:] or records[-1:] for records, _ in found)))
+        losses = [loss for ranks in zip(*(records for records, _ in found)) for _, loss, *_ in ranks
+                  if loss is not None]
+        result = measured(self.device.type, self.plan.placement, steps, losses, found[0][1])
         written = Path(f"{path}.partial")
         written.write_text(yaml.safe_dump(result, sort_keys=False, default_flow_style=None), "utf-8")
         os.replace(written, path)

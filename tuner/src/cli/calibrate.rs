@@ -1,6 +1,7 @@
 //! `optpipe calibrate`
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use optpipe_configs::file;
@@ -11,11 +12,11 @@ use optpipe_kernels::backend::{BackendError, BackendKind};
 use optpipe_kernels::cuda::{self, CudaDevice, CudaError};
 use optpipe_profiler::calibrate::gpu::GpuOptions;
 
-use super::gpus;
+use super::{gpus, input};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::Progress;
-use crate::tune::local;
+use crate::tune::{local, machine};
 use crate::{table, text};
 
 /// Measure copies between devices and host, alone and under contention
@@ -29,11 +30,15 @@ copies and matrix products cost one another, with a verdict in words. Nothing el
 Example:
   optpipe calibrate --devices 2 -o hardware.yaml
   optpipe calibrate --backend cuda -o hardware.yaml --json
+  optpipe calibrate --job job.yaml -o hardware.yaml
   optpipe solve job.yaml --hardware hardware.yaml -o schedule.yaml")]
 pub(super) struct Args {
     /// Where to write hardware.yaml; without it only the numbers are printed
     #[arg(short, long)]
     output: Option<PathBuf>,
+    /// Calibrate this job's devices by its engine: with `run.engine: torch` on the ranks of torchrun
+    #[arg(long, conflicts_with_all = ["backend", "devices", "time_limit", "largest"])]
+    job: Option<PathBuf>,
     /// `cpu` or `cuda`; without it cuda where there are a driver and a GPU, else cpu
     #[arg(long, value_parser = backend)]
     backend: Option<BackendKind>,
@@ -61,24 +66,13 @@ fn backend(name: &str) -> std::result::Result<BackendKind, String> {
 pub(super) fn run(args: &Args) -> Result<()> {
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
-    let kind = args.backend.unwrap_or_else(|| {
-        let (kind, why) = choice(&cuda::devices());
-        progress.line(&format!("backend {kind}: {why}"));
-        kind
-    });
-    let devices = args.devices.map(usize::from);
-    let hardware = match kind {
-        BackendKind::Cpu => {
-            let mut job = Job::default();
-            job.pipeline.devices = devices.unwrap_or(2);
-            let backend = local::open(&job)?;
+    let hardware = match &args.job {
+        Some(path) => {
+            let (job, model, _) = input::open_job(path)?;
             progress.phase("calibrating: copies between device and host");
-            local::calibrate(&*backend, &progress, cancel)?
+            machine::open(&job, &model, path, None)?.calibrate(&job, &progress, cancel)?
         }
-        BackendKind::Cuda => {
-            progress.phase("calibrating: opening the devices");
-            local::calibrate_gpus(devices, &options(args)?, &progress, cancel)?
-        }
+        None => measured(args, &progress, cancel)?,
     };
     progress.done();
     if let Some(path) = &args.output {
@@ -90,6 +84,29 @@ pub(super) fn run(args: &Args) -> Result<()> {
         super::emit(&report(&hardware, args))?
     }
     intact(&hardware)
+}
+
+/// By this process.
+fn measured(args: &Args, progress: &Progress, cancel: &AtomicBool) -> Result<Hardware> {
+    let kind = args.backend.unwrap_or_else(|| {
+        let (kind, why) = choice(&cuda::devices());
+        progress.line(&format!("backend {kind}: {why}"));
+        kind
+    });
+    let devices = args.devices.map(usize::from);
+    match kind {
+        BackendKind::Cpu => {
+            let mut job = Job::default();
+            job.pipeline.devices = devices.unwrap_or(2);
+            let backend = local::open(&job)?;
+            progress.phase("calibrating: copies between device and host");
+            local::calibrate(&*backend, progress, cancel)
+        }
+        BackendKind::Cuda => {
+            progress.phase("calibrating: opening the devices");
+            local::calibrate_gpus(devices, &options(args)?, progress, cancel)
+        }
+    }
 }
 
 fn options(args: &Args) -> Result<GpuOptions> {

@@ -10,8 +10,7 @@ use super::input;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::Progress;
-use crate::tune::local::Local;
-use crate::tune::machine::Machine;
+use crate::tune::machine;
 use crate::{table, text, tune};
 
 /// Measure the times and bytes of a model's layers
@@ -54,7 +53,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
-    let mut machine = Local::new(&job, &model)?;
+    let mut machine = machine::open(&job, &model, &args.job, None)?;
     progress.phase("profiling: layers of the model");
     let profile = machine.profile(&job, &model, &progress, cancel)?;
     progress.done();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use optpipe_configs::file;
+use optpipe_configs::job::Engine;
 use optpipe_solver::problem::Problem;
 
 use super::input;
@@ -76,6 +77,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         runnable.job.run.steps = steps;
     }
     let input::Runnable { job, model, problem, schedule, layer_split, workspace } = &runnable;
+    if job.run.engine == Engine::Torch {
+        return Err(Error::input(format!("{}: run.engine: expected native, found torch", args.job.display()))
+            .hint("OptPipe itself rehearses, device by device; `optpipe run` measures with PyTorch"));
+    }
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
     let running = Running {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use optpipe_configs::file;
+use optpipe_configs::job::Engine;
 use optpipe_solver::problem::Problem;
 
 use super::input;
@@ -14,6 +15,7 @@ use crate::progress::Progress;
 use crate::summary::{Observed, Predicted};
 use crate::text;
 use crate::tune::local::{Local, Running};
+use crate::tune::torchrun::Torchrun;
 
 /// Run a schedule on real tensors and measure it
 #[derive(Debug, clap::Args)]
@@ -57,8 +59,6 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let input::Runnable { job, model, problem, schedule, layer_split, workspace } = &runnable;
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
-    let mut machine = Local::new(job, model)?;
-    progress.phase("running");
     let running = Running {
         layer_split,
         microbatch_size: job.microbatch_size(),
@@ -67,7 +67,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
         schedule,
         enforce: !args.no_limit,
     };
-    let measured = machine.measure(&running, &progress, cancel)?;
+    progress.phase("running");
+    let measured = match job.run.engine {
+        Engine::Native => Local::new(job, model)?.measure(&running, &progress, cancel)?,
+        Engine::Torch => {
+            let limit = running.enforce.then_some(problem.bytes.capacity.as_slice());
+            Torchrun::new(job, model, &args.job, None)?.measure(&running, limit, &progress, cancel)?
+        }
+    };
     progress.done();
     if let Some(path) = &args.output {
         file::write(path, &measured).map_err(Error::write)?;

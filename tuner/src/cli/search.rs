@@ -19,8 +19,7 @@ use crate::structure::profiles::Profiles;
 use crate::structure::report::Report;
 use crate::structure::{Found, Front, Search};
 use crate::text;
-use crate::tune::local::Local;
-use crate::tune::machine::Machine;
+use crate::tune::machine;
 
 /// Choose what a job leaves `auto`: layer split, chunks, placement, microbatch size
 #[derive(Debug, clap::Args)]
@@ -88,7 +87,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Some(hardware) => hardware,
         None => {
             progress.phase("calibrating: copies between device and host");
-            machine.insert(Local::new(&job, &model)?).calibrate(&job, &progress, cancel)?
+            machine.insert(machine::open(&job, &model, &args.job, None)?).calibrate(&job, &progress, cancel)?
         }
     };
     let front = match (args.capacities.is_empty(), args.front) {
@@ -112,7 +111,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if profiles.is_empty() {
         let mut machine = match machine {
             Some(machine) => machine,
-            None => Local::new(&job, &model)?,
+            None => machine::open(&job, &model, &args.job, None)?,
         };
         for size in job.microbatch_sizes() {
             if !profiles.is_empty() && !(Search { profiles: &profiles, ..search }).may_run(size)? {

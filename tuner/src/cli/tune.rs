@@ -10,9 +10,8 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::summary::{StopReason, Summary};
-use crate::tune::Tuning;
 use crate::tune::folder::{Earlier, Folder};
-use crate::tune::local::Local;
+use crate::tune::{TORCHRUN, Tuning, machine};
 use crate::{table, text};
 
 /// Profile, solve, run, and repeat until throughput converges
@@ -73,7 +72,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let cancel = interrupt::install();
     progress.line(&format!("{model}"));
     let cache = if args.no_cache { None } else { Cache::of_user() };
-    let mut machine = Local::new(&job, &model)?;
+    let mut machine = machine::open(&job, &model, &args.job, Some(&folder.path(TORCHRUN)))?;
     let tuning = Tuning {
         job: &job,
         model: &model,
@@ -81,7 +80,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         profile,
         cache: cache.as_ref(),
         folder: &folder,
-        machine: &mut machine,
+        machine: &mut *machine,
         progress: &progress,
         cancel,
     };
@@ -97,6 +96,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
             ": the best so far is in {}; --resume goes on from here",
             folder.root().display()
         ))),
+        StopReason::Failed => Err(Error::failed(summary.failure.unwrap_or_default())
+            .hint(format!("the best before that is in {}; --resume goes on from there", folder.root().display()))),
         StopReason::Converged | StopReason::RoundLimit => Ok(()),
     }
 }

@@ -55,7 +55,7 @@ pub enum TorchError {
 }
 
 /// The package, file by file.
-const PACKAGE: [(&str, &str); 7] = [
+pub(crate) const PACKAGE: [(&str, &str); 7] = [
     ("__init__.py", include_str!("../../python/optpipe_torch/__init__.py")),
     ("agree.py", include_str!("../../python/optpipe_torch/agree.py")),
     ("files.py", include_str!("../../python/optpipe_torch/files.py")),

@@ -35,12 +35,14 @@ impl Tuning<'_> {
         plan: &Plan,
         rounds: Vec<Done>,
         stop: StopReason,
+        failure: Option<String>,
     ) -> Result<Summary> {
         let Some(best) = best(&rounds) else {
             return Err(Error::failed("no round was measured"));
         };
-        let again = self.measure_again(plan, best)?;
-        let textbook = self.textbook(plan, &best.problem, hardware)?;
+        let run = self.job.run.textbook && failure.is_none();
+        let again = if run { self.measure_again(plan, best)? } else { None };
+        let textbook = self.textbook(plan, &best.problem, hardware, failure.is_some())?;
         let stop = if self.cancel.load(Ordering::SeqCst) { StopReason::Interrupted } else { stop };
         let (round, problem) = (&best.round, &best.problem);
 
@@ -60,6 +62,7 @@ impl Tuning<'_> {
             devices: problem.devices,
             microbatches: problem.microbatches,
             stop,
+            failure,
             best: Outcome {
                 name: "optpipe".to_owned(),
                 predicted: Some(round.predicted.clone()),

@@ -58,7 +58,7 @@ pub struct Folder {
 const MARKER: &str = "tune.yaml";
 const LOCK: &str = ".lock";
 /// What a tune writes, beside the marker and the lock. Folders end in a slash.
-const OURS: [&str; 10] = [
+const OURS: [&str; 11] = [
     "hardware.yaml",
     "profile.yaml",
     "problem.yaml",
@@ -69,6 +69,7 @@ const OURS: [&str; 10] = [
     "structure/",
     "rounds/",
     "comparison/",
+    "torchrun/",
 ];
 
 impl Folder {

@@ -12,9 +12,11 @@
 pub mod folder;
 pub mod local;
 pub mod machine;
+pub mod torchrun;
 pub mod update;
 
 mod finish;
+mod room;
 mod structure;
 mod textbook;
 
@@ -45,6 +47,9 @@ use folder::Folder;
 use machine::Machine;
 use update::RoundTimes;
 
+/// Where ranks of torchrun and the tuner exchange files, in a tune's folder.
+pub const TORCHRUN: &str = "torchrun";
+
 /// What a tune works with.
 pub struct Tuning<'a> {
     /// What to tune.
@@ -65,6 +70,15 @@ pub struct Tuning<'a> {
     pub progress: &'a Progress,
     /// Set when the user wants to stop.
     pub cancel: &'a AtomicBool,
+}
+
+/// A problem's solution and what running it took.
+struct Ran {
+    solution: Solution,
+    yaml: String,
+    measured: Measured,
+    solve_ns: u64,
+    run_ns: u64,
 }
 
 /// A finished round with what later rounds need of it.
@@ -108,6 +122,7 @@ impl Tuning<'_> {
         if !rounds.is_empty() {
             self.progress.line(&format!("resuming after round {}", rounds.len()));
         }
+        let mut failure = None;
         let stop = loop {
             if let Some(stop) = stop_reason(self.job, rounds.iter().map(|done| &done.round)) {
                 break stop;
@@ -118,13 +133,17 @@ impl Tuning<'_> {
             match self.round(&plan, &rounds) {
                 Ok(done) => rounds.push(done),
                 Err(Error::Interrupted(_)) => break StopReason::Interrupted,
+                Err(e @ (Error::Lost { .. } | Error::OutOfMemory { .. })) if !rounds.is_empty() => {
+                    failure = Some(e.advice().map_or_else(|| e.to_string(), |advice| format!("{e}\n({advice})")));
+                    break StopReason::Failed;
+                }
                 Err(e) => return Err(e),
             }
         };
         if rounds.is_empty() {
             return Err(Error::Interrupted(": nothing was measured yet; --resume goes on from here".to_owned()));
         }
-        self.finish(hardware, &profile, &plan, rounds, stop)
+        self.finish(hardware, &profile, &plan, rounds, stop, failure)
     }
 
     fn hardware(&mut self) -> Result<Hardware> {
@@ -188,23 +207,11 @@ impl Tuning<'_> {
     fn round(&mut self, plan: &Plan, rounds: &[Done]) -> Result<Done> {
         let number = rounds.len() + 1;
         let times: Vec<RoundTimes> = rounds.iter().map(|done| done.times.clone()).collect();
-        let problem = update::updated(&plan.problem, &times);
-        self.write_round(number, "problem.yaml", &problem)?;
-
-        let started = Instant::now();
+        let mut problem = update::updated(&plan.problem, &times);
+        room::keep(&mut problem, rounds.last().map(|done| &done.problem));
         let best = best(rounds);
-        let solution = self.solve(&problem, best, number)?;
-        if self.cancel.load(Ordering::SeqCst) {
-            return Err(Error::Interrupted(String::new()));
-        }
-        let solve_ns = nanoseconds(started);
-        let schedule_file = self.schedule_file(plan, &solution);
-        let yaml = schedule_file.to_yaml().map_err(|e| Error::failed(format!("cannot write the schedule: {e}")))?;
-        file::write_text(&self.folder.round(number, "schedule.yaml"), &yaml).map_err(Error::write)?;
-
-        let started = Instant::now();
-        self.progress.phase(&format!("round {number}: running"));
-        let measured = self.machine.run(plan, &problem, &solution.schedule, true, self.progress, self.cancel)?;
+        let Ran { solution, yaml, measured, solve_ns, run_ns } =
+            self.solve_and_run(plan, &mut problem, best, number)?;
         self.write_round(number, "measured.yaml", &measured)?;
 
         let tokens = tokens_per_step(self.job);
@@ -225,7 +232,7 @@ impl Tuning<'_> {
             gain,
             best_so_far: gain.is_none_or(|gain| gain > 0.0),
             solve_ns,
-            run_ns: nanoseconds(started),
+            run_ns,
             milp: solution.milp.clone(),
         };
         self.write_round(number, "round.yaml", &round)?;
@@ -274,6 +281,10 @@ impl Tuning<'_> {
             microbatches: Some(plan.problem.microbatches),
             ..ScheduleFile::new(solution.schedule.clone())
         }
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        if self.cancel.load(Ordering::SeqCst) { Err(Error::Interrupted(String::new())) } else { Ok(()) }
     }
 
     fn write_round<T: serde::Serialize>(&self, round: usize, name: &str, value: &T) -> Result<()> {

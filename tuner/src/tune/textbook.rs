@@ -23,17 +23,19 @@ use crate::text;
 pub(super) const COMPARED: [Method; 3] = [Method::Gpipe, Method::OneFOneB, Method::ZbH1];
 
 impl Tuning<'_> {
-    /// Measures the best schedule again, for the comparison; `None` where that was not to be or was stopped.
+    /// Measures the best schedule again, for the comparison; `None` where that did not come to an end.
     pub(super) fn measure_again(&mut self, plan: &Plan, best: &Done) -> Result<Option<Observed>> {
-        if !self.job.run.textbook {
-            return Ok(None);
+        match self.compared("optpipe", plan, &best.problem, &best.schedule, true)? {
+            Ok(measured) => Ok(Some(Observed::of(&measured, best.problem.devices, tokens_per_step(self.job)))),
+            Err(why) => {
+                self.progress.warn(&format!("the best schedule was not measured again: {why}"));
+                Ok(None)
+            }
         }
-        let measured = self.compared("optpipe", plan, &best.problem, &best.schedule, true)?;
-        Ok(measured.map(|measured| Observed::of(&measured, best.problem.devices, tokens_per_step(self.job))))
     }
 
-    /// The measurement of one schedule of the comparison: the one that the folder holds, or a new one;
-    /// `None` if interrupted.
+    /// The measurement of one schedule of the comparison: the one that the folder holds, or a new one; or why
+    /// there is none.
     fn compared(
         &mut self,
         name: &str,
@@ -41,13 +43,13 @@ impl Tuning<'_> {
         problem: &Problem,
         schedule: &Schedule,
         enforce: bool,
-    ) -> Result<Option<Measured>> {
+    ) -> Result<std::result::Result<Measured, String>> {
         let path = self.folder.path(&format!("comparison/{name}/measured.yaml"));
         if path.exists() {
-            return Ok(Some(super::read(&path)?));
+            return Ok(Ok(super::read(&path)?));
         }
         if self.cancel.load(Ordering::SeqCst) {
-            return Ok(None);
+            return Ok(Err("interrupted".to_owned()));
         }
         self.progress.phase(&format!("running {name} for comparison"));
         let file = ScheduleFile { method: Some(name.to_owned()), ..ScheduleFile::new(schedule.clone()) };
@@ -56,15 +58,25 @@ impl Tuning<'_> {
         match self.machine.run(plan, problem, schedule, enforce, self.progress, self.cancel) {
             Ok(measured) => {
                 file::write(&path, &measured).map_err(Error::write)?;
-                Ok(Some(measured))
+                Ok(Ok(measured))
             }
-            Err(Error::Interrupted(_)) => Ok(None),
+            Err(Error::Interrupted(_)) => Ok(Err("interrupted".to_owned())),
+            // Schedules without a limit may need more than there is.
+            Err(Error::OutOfMemory { device, .. }) => Ok(Err(format!("device {device} ran out of memory"))),
+            Err(Error::Lost { message, .. }) => Ok(Err(message)),
             Err(e) => Err(e),
         }
     }
 
-    pub(super) fn textbook(&mut self, plan: &Plan, problem: &Problem, hardware: &Hardware) -> Result<Vec<Outcome>> {
-        COMPARED.iter().map(|&method| self.textbook_outcome(plan, problem, hardware, method)).collect()
+    /// Every method's outcome; none is run where the tune has failed.
+    pub(super) fn textbook(
+        &mut self,
+        plan: &Plan,
+        problem: &Problem,
+        hardware: &Hardware,
+        failed: bool,
+    ) -> Result<Vec<Outcome>> {
+        COMPARED.iter().map(|&method| self.textbook_outcome(plan, problem, hardware, method, failed)).collect()
     }
 
     fn textbook_outcome(
@@ -73,6 +85,7 @@ impl Tuning<'_> {
         problem: &Problem,
         hardware: &Hardware,
         method: Method,
+        failed: bool,
     ) -> Result<Outcome> {
         let mut outcome = Outcome {
             name: method.name().to_owned(),
@@ -98,15 +111,20 @@ impl Tuning<'_> {
         let measured = if !self.job.run.textbook {
             outcome.note = Some("not run: run.textbook is false".to_owned());
             None
+        } else if failed {
+            outcome.note = Some("not run: the tune failed".to_owned());
+            None
         } else if needed > there_is {
             outcome.note = Some(format!("not run: needs {} of memory", text::bytes(needed)));
             None
         } else {
-            let measured = self.compared(method.name(), plan, problem, &schedule, false)?;
-            if measured.is_none() {
-                outcome.note = Some("not run: interrupted".to_owned());
+            match self.compared(method.name(), plan, problem, &schedule, false)? {
+                Ok(measured) => Some(measured),
+                Err(why) => {
+                    outcome.note = Some(format!("not run: {why}"));
+                    None
+                }
             }
-            measured
         };
         outcome.measured = measured.map(|measured| Observed::of(&measured, problem.devices, tokens));
         Ok(outcome)

@@ -25,8 +25,7 @@ use crate::progress::Progress;
 use crate::sensitivity;
 use crate::summary::Predicted;
 use crate::text;
-use crate::tune::local::Local;
-use crate::tune::machine::Machine;
+use crate::tune::machine;
 use report::Found;
 
 /// Find the shortest schedule within each device's memory, with a bound
@@ -250,8 +249,8 @@ fn read(args: &Args, progress: &Progress) -> Result<Input> {
     from_job(&job_file, profile_file.as_deref(), args.hardware.as_deref(), progress)
 }
 
-fn from_job(job: &Path, profile: Option<&Path>, hardware: Option<&Path>, progress: &Progress) -> Result<Input> {
-    let (job, model, named) = input::job(job)?;
+fn from_job(job_file: &Path, profile: Option<&Path>, hardware: Option<&Path>, progress: &Progress) -> Result<Input> {
+    let (job, model, named) = input::job(job_file)?;
     let cancel = interrupt::install();
     let hardware: Option<Hardware> = match hardware {
         Some(path) => Some(file::read_checked(path)?),
@@ -261,7 +260,7 @@ fn from_job(job: &Path, profile: Option<&Path>, hardware: Option<&Path>, progres
     let (hardware, profile) = match (hardware, profile) {
         (Some(hardware), Some(profile)) => (hardware, profile),
         (hardware, profile) => {
-            let mut machine = Local::new(&job, &model)?;
+            let mut machine = machine::open(&job, &model, job_file, None)?;
             let hardware = match hardware {
                 Some(hardware) => hardware,
                 None => {
