@@ -41,7 +41,7 @@ fn the_second_solve_is_a_hit_and_a_longer_one_goes_on() {
     assert_eq!(second["cache"], "exact");
     assert_eq!(second["makespan_ns"], first["makespan_ns"]);
     assert_eq!(second["bound_ns"], first["bound_ns"]);
-    support::optpipe().arg("check").arg(&problem).arg(&schedule).assert().success();
+    crate::support::optpipe().arg("check").arg(&problem).arg(&schedule).assert().success();
     let longer = solve(cache, &problem, &["--time-limit", "600ms"]);
     assert!(longer["cache"] == "shorter" || first["proven"] == true, "{}", longer["cache"]);
     assert!(longer["makespan_ns"].as_i64() <= first["makespan_ns"].as_i64());

@@ -133,7 +133,7 @@ fn what_does_not_belong_together_is_refused() {
     let at = changed.find("forward:").expect("times");
     let digit = at + changed[at..].find(|c: char| c.is_ascii_digit()).expect("a time");
     let changed = format!("{}1{}", &changed[..digit], &changed[digit..]);
-    let path = support::file(solved.folder.path(), "other.yaml", &changed);
+    let path = crate::support::file(solved.folder.path(), "other.yaml", &changed);
     let path = path.to_str().expect("a path");
     refuses(&mut solved.rehearse(&["-q", "--problem", path]), &["the schedule does not fit the problem"]);
     refuses(&mut solved.rehearse(&["--rounds", "0"]), &["--rounds", "0"]);

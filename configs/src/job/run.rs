@@ -113,9 +113,7 @@ impl Job {
         within("run.warmup_steps", run.warmup_steps, 0, MOST)?;
         within("run.steps", run.steps, 1, MOST)?;
         within("run.nnodes", run.nnodes, 1, MOST_DEVICES)?;
-        if run.timeout()?.is_zero() {
-            return Err(Invalid::new("run.timeout", "expected more than 0s, found 0"));
-        }
+        run.timeout()?;
         match run.engine {
             Engine::Native => self.check_native(),
             Engine::Torch => self.check_torch(),
@@ -231,7 +229,7 @@ mod tests {
             ("run: {engine: torch, nnodes: 2}", "run.rdzv_endpoint: missing"),
             ("run: {engine: torch, nnodes: 3}", "run.nnodes: expected a divisor of the 2"),
             ("run: {engine: torch, nproc_per_node: 3}", "run.nproc_per_node: expected 1 nodes x ranks to be the 2"),
-            ("run: {engine: torch, timeout: 0s}", "run.timeout: expected more than 0s"),
+            ("run: {engine: torch, timeout: 0s}", "run.timeout: expected a duration"),
             ("run: {engine: torch, timeout: never}", "run.timeout: expected a duration"),
             ("run: {engine: torch, launcher: 'ssh {host}'}", "run.launcher: expected no braces but {node}"),
             ("run: {engine: torch, rdzv_endpoint: node0}", "run.rdzv_endpoint: expected host:port"),
