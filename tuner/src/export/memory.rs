@@ -14,18 +14,21 @@ pub type Curve = Vec<(i64, i64)>;
 
 /// One [`Curve`] a device, of ops at the given times.
 pub fn memory_curves(problem: &Problem, bars: &Bars) -> Vec<Curve> {
-    bars.devices.iter().enumerate().map(|(device, ops)| curve(problem, problem.bytes.r#static[device], ops)).collect()
+    let fixed = problem.bytes.r#static.iter();
+    bars.devices.iter().zip(fixed).map(|(ops, &held)| curve(problem, held, ops, bars.grain)).collect()
 }
 
-fn curve(problem: &Problem, held: i64, ops: &[Bar]) -> Curve {
+fn curve(problem: &Problem, held: i64, ops: &[Bar], grain: i64) -> Curve {
     let bytes = &problem.bytes;
+    // What an op frees is free a little before its end is noted, and never before its start.
+    let freed = |op: &Bar| op.start.max(op.end - grain);
     let mut changes: Vec<(i64, i64)> = ops
         .iter()
         .map(|op| match op.kind {
             OpKind::F => (op.start, bytes.activation[op.stage]),
-            OpKind::B => (op.end, bytes.weight_context[op.stage] - bytes.activation[op.stage]),
-            OpKind::W => (op.end, -bytes.weight_context[op.stage]),
-            OpKind::O => (op.end, -bytes.offloadable[op.stage]),
+            OpKind::B => (freed(op), bytes.weight_context[op.stage] - bytes.activation[op.stage]),
+            OpKind::W => (freed(op), -bytes.weight_context[op.stage]),
+            OpKind::O => (freed(op), -bytes.offloadable[op.stage]),
             OpKind::R => (op.start, bytes.offloadable[op.stage]),
         })
         .collect();
@@ -35,7 +38,7 @@ fn curve(problem: &Problem, held: i64, ops: &[Bar]) -> Curve {
     for (time, change) in changes {
         now += change;
         match curve.last_mut() {
-            Some(last) if last.0 == time => last.1 = now,
+            Some(last) if time - last.0 <= grain => last.1 = now,
             _ => curve.push((time, now)),
         }
     }

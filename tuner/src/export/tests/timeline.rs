@@ -118,6 +118,22 @@ proptest! {
         }
     }
 
+    /// Whoever waited for memory starts before the end of what freed it is noted.
+    #[test]
+    fn late_ends_within_the_grain_draw_no_peak_that_was_not_there(problem in any_problem(), seed in any::<u64>()) {
+        let schedule = any_schedule(&problem, seed, true);
+        let mut bars = Bars::predicted(&problem, &schedule).unwrap();
+        bars.grain = 7;
+        let mut late = seed;
+        for bar in bars.devices.iter_mut().flatten() {
+            late = late.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            bar.end += (late >> 33) as i64 % (bars.grain + 1);
+        }
+        let peaks: Vec<i64> = memory_curves(&problem, &bars).iter().map(peak).collect();
+        let sound = check(&problem, &schedule).peak_bytes;
+        prop_assert!(peaks.iter().zip(&sound).all(|(drawn, held)| drawn <= held), "{:?} {:?}", peaks, sound);
+    }
+
     #[test]
     fn any_text_is_escaped(title in any::<String>()) {
         let problem = example();
