@@ -74,6 +74,46 @@ pub struct LayerProfile {
     pub bytes: LayerBytes,
     /// Parameters (numbers, not bytes) of one layer.
     pub parameters: u64,
+    /// How the device's clocks were while the times were taken; absent where devices tell nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
+}
+
+/// A device's clocks while a layer was measured. It was asked once a pass through the layer's three operations,
+/// while it computed.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Conditions {
+    /// Passes for which the device was asked.
+    pub passes: usize,
+    /// Passes during which something took speed away that is not always there: heat, or a limit of power.
+    /// Their samples count like the others, since training meets the same.
+    pub throttled_passes: usize,
+    /// What that was, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub throttle_reasons: Vec<String>,
+    /// Clock of the multiprocessors, MHz.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graphics_clock_mhz: Option<Range>,
+    /// Clock of the memory, MHz.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_clock_mhz: Option<Range>,
+    /// Temperature, degrees Celsius.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_celsius: Option<Range>,
+    /// Why some of this is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
+}
+
+/// The lowest and the highest of some readings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// The lowest.
+    pub lowest: u32,
+    /// The highest.
+    pub highest: u32,
 }
 
 /// The measured layers of one model at one batch shape, in model order.
@@ -255,6 +295,7 @@ mod tests {
             backward_weight: time(10),
             bytes: LayerBytes { activation: 8, weight_context: 4, offloadable: 8, output: 2, workspace: 1 },
             parameters: 7,
+            conditions: None,
         };
         Profile {
             version: 1,

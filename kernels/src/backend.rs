@@ -12,6 +12,7 @@ use crate::arena::HostTensor;
 use crate::copy::CopyError;
 use crate::cpu::CpuBackend;
 use crate::cuda;
+use crate::cuda::nvml::Conditions;
 
 /// The backends by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,6 +204,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// What candle reports.
     fn measure(&self, index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>>;
+
+    /// A device's clocks at this moment and what slows them, for those who measure. `None` where devices have
+    /// no such thing to tell.
+    fn conditions(&self, _index: usize) -> Option<Conditions> {
+        None
+    }
 
     /// Gives memory that is only kept for later use back to the system. A backend without has none.
     fn trim(&self) {}

@@ -2,6 +2,7 @@
 //! memory, calibration.
 
 pub mod calibrate;
+mod conditions;
 pub mod layer;
 mod layers;
 pub mod model;

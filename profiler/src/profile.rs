@@ -11,7 +11,8 @@
 //! **Times** come from the three operations in the order in which a pipeline runs them, each on fresh
 //! tensors. A backward_weight is taken with the summing of its gradients, as it runs in a pipeline. A GPU
 //! stamps them itself, by events, and is kept waiting until it has been given all three, so that the host's
-//! launches leave no gaps; its L2 cache holds what the operation before left there, as in training.
+//! launches leave no gaps. While it computes, NVML is asked for clocks, temperature and what slows the device, and
+//! passes during which something did are counted in the profile. A GPU's L2 cache holds what the operation before left there, as in training.
 //! Devices of the CPU backend share the processor's memory bandwidth, its caches, its clock and, if there are
 //! more devices than cores, its cores. So while device 0 is measured, the other devices' threads go
 //! through the same three operations on layers and tensors of their own, from before the first sample
@@ -25,12 +26,13 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use optpipe_configs::job::{Job, Precision};
 use optpipe_configs::model::Model;
-use optpipe_configs::profile::{LayerBytes, LayerKind, LayerProfile, Profile};
+use optpipe_configs::profile::{Conditions, LayerBytes, LayerKind, LayerProfile, Profile};
 use optpipe_kernels::backend::{Backend, Stamp};
 use optpipe_kernels::gradient::accumulate;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
+use crate::conditions::{self, Watch};
 use crate::layer::{Layer, Microbatch, Saved, WeightContext};
 use crate::model::{BuildOptions, build_layer};
 use crate::timing::{Collector, Timing, TimingOptions, nanoseconds};
@@ -106,14 +108,26 @@ pub fn profile(
         check(cancel)?;
         let (bytes, parameters) = subject.memory().map_err(failed)?;
         progress(&format!("profiling: times of the {name}"));
-        let times = subject.times(options, cancel, name)?;
+        let (times, conditions) = subject.times(options, cancel, name)?;
         for (operation, timing) in ["forward", "backward_input", "backward_weight"].iter().zip(&times) {
             if !timing.sample.stable {
                 progress(&format!("profiling: {operation} of the {name} did not settle: {}", timing.verdict));
             }
         }
+        if let Some(warning) = conditions.as_ref().and_then(conditions::warning) {
+            progress(&format!("profiling: {name}: {warning}"));
+        }
         let [forward, backward_input, backward_weight] = times.map(|timing| timing.sample);
-        layers.push(LayerProfile { kind, count, forward, backward_input, backward_weight, bytes, parameters });
+        layers.push(LayerProfile {
+            kind,
+            count,
+            forward,
+            backward_input,
+            backward_weight,
+            bytes,
+            parameters,
+            conditions,
+        });
     }
     Ok(Profile {
         version: 1,
@@ -191,7 +205,7 @@ impl Subject<'_> {
     fn memory(&self) -> candle_core::Result<(LayerBytes, u64)> {
         let rig = self.rig(0)?;
         // What is made once for all (tables, pools) is no part of an operation's memory.
-        rig.pass(self.backend, 0)?;
+        rig.pass(self.backend, 0, || ())?;
         let input_bytes = bytes_of(&rig.input);
         let ((output, saved), in_forward) = self.measured(|| rig.forward())?;
         let gradient = rig.gradient_of(&output)?;
@@ -224,43 +238,46 @@ impl Subject<'_> {
         }
     }
 
-    /// Times of forward, backward_input and backward_weight on device 0 while the others compute, too.
+    /// Times of forward, backward_input and backward_weight on device 0 while the others compute, too, and
+    /// the conditions under which they were taken.
     fn times(
         &self,
         options: &ProfileOptions,
         cancel: &AtomicBool,
         name: &'static str,
-    ) -> Result<[Timing; 3], ProfileError> {
+    ) -> Result<([Timing; 3], Option<Conditions>), ProfileError> {
         let failed = |source| ProfileError::Layer { layer: name, source };
         let others = options.concurrent.unwrap_or(self.job.pipeline.devices).max(1) - 1;
         let (over, ready) = (AtomicBool::new(false), AtomicUsize::new(0));
         let load = |device: usize| {
             // Ready in any case: an error ends the measurement by itself, waiting would not.
-            let rig = self.rig(device).and_then(|rig| rig.pass(self.backend, device).map(|_| rig));
+            let rig = self.rig(device).and_then(|rig| rig.pass(self.backend, device, || ()).map(|_| rig));
             ready.fetch_add(1, Ordering::SeqCst);
             let rig = rig?;
             while !over.load(Ordering::Relaxed) {
-                rig.pass(self.backend, device)?;
+                rig.pass(self.backend, device, || ())?;
             }
             candle_core::Result::Ok(())
         };
         let measured = || {
             let rig = self.rig(0).map_err(failed)?;
             let mut collectors = [(); 3].map(|()| Collector::new(&options.timing));
+            let mut watch = Watch::default();
             while ready.load(Ordering::SeqCst) < others {
                 check(cancel)?;
-                rig.pass(self.backend, 0).map_err(failed)?;
+                rig.pass(self.backend, 0, || ()).map_err(failed)?;
             }
             while !collectors.iter().all(Collector::done) {
                 check(cancel)?;
                 let begin = Instant::now();
-                let times = rig.pass(self.backend, 0).map_err(failed)?;
+                let ask = || watch.push(self.backend.conditions(0));
+                let times = rig.pass(self.backend, 0, ask).map_err(failed)?;
                 let cost = nanoseconds(begin.elapsed());
                 for (collector, ns) in collectors.iter_mut().zip(times) {
                     collector.push(ns, cost);
                 }
             }
-            Ok(collectors.map(|collector| collector.finish()))
+            Ok((collectors.map(|collector| collector.finish()), watch.finish()))
         };
         thread::scope(|scope| {
             let mut threads = Vec::new();
@@ -285,8 +302,9 @@ impl Subject<'_> {
 
 impl Rig {
     /// One pass through the three operations on a device; what each took there, ns. All of it is given to the
-    /// device before it starts, so that none of the times has gaps of the host's.
-    fn pass(&self, backend: &dyn Backend, device: usize) -> candle_core::Result<[u64; 3]> {
+    /// device before it starts, so that none of the times has gaps of the host's; `meanwhile` runs while a device
+    /// that is not the host computes.
+    fn pass(&self, backend: &dyn Backend, device: usize, meanwhile: impl FnOnce()) -> candle_core::Result<[u64; 3]> {
         backend.hold(device)?;
         let stamp = || backend.stamp(device);
         let start = stamp()?;
@@ -301,6 +319,7 @@ impl Rig {
         let start = stamp()?;
         self.backward_weight(context)?;
         let backward_weight = [start, stamp()?];
+        meanwhile();
         backend.synchronise(device)?;
         let took = |[from, to]: &[Stamp; 2]| from.until(to);
         Ok([took(&forward)?, took(&backward_input)?, took(&backward_weight)?])

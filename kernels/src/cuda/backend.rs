@@ -16,7 +16,9 @@ use cudarc::driver::sys::{self, CUevent_flags, CUmemPool_attribute_enum as Attri
 use cudarc::driver::{CudaStream, DriverError, result};
 use half::bf16;
 
+use super::describe::bus_id;
 use super::launch::Kernels;
+use super::nvml::{Conditions, Library};
 use super::ops::wait::Hold;
 use super::pinned::PinnedSource;
 use super::tensors;
@@ -35,12 +37,14 @@ pub struct CudaBackend {
     infos: Vec<DeviceInfo>,
     places: Vec<Place>,
     pool: HostPool,
+    nvml: Library,
 }
 
 /// One device.
 #[derive(Debug)]
 struct Place {
     device: Device,
+    bus_id: String,
     candle: Candle,
     offload: Arc<CudaStream>,
     reload: Arc<CudaStream>,
@@ -73,7 +77,7 @@ impl CudaBackend {
             places.push(Place::new(ordinal).map_err(|e| failed(&e))?);
         }
         let pool = HostPool::pinned(PinnedSource::new(Arc::clone(places[0].candle.cuda_stream().context())));
-        Ok(CudaBackend { infos, places, pool })
+        Ok(CudaBackend { infos, places, pool, nvml: Library::load() })
     }
 
     fn place_of(&self, tensor: &Tensor) -> Result<&Place, CopyError> {
@@ -92,7 +96,8 @@ impl Place {
         let kernels = tensors::kernels(&candle)?;
         let memory = MemoryPool::of(ordinal).map_err(candle_core::Error::wrap)?;
         memory.keep_all().map_err(candle_core::Error::wrap)?;
-        Ok(Place { device, candle, offload, reload, kernels, memory })
+        let bus_id = bus_id(context.cu_device()).map_err(candle_core::Error::wrap)?;
+        Ok(Place { device, bus_id, candle, offload, reload, kernels, memory })
     }
 }
 
@@ -179,6 +184,10 @@ impl Backend for CudaBackend {
         let peak = memory.read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH).map_err(candle_core::Error::wrap)?;
         let after = memory.read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT).map_err(candle_core::Error::wrap)?;
         Ok(Some(Usage { peak_bytes: peak.saturating_sub(before), kept_bytes: after as i64 - before as i64 }))
+    }
+
+    fn conditions(&self, index: usize) -> Option<Conditions> {
+        Some(self.nvml.conditions(&self.places[index].bus_id))
     }
 
     fn trim(&self) {

@@ -112,7 +112,7 @@ fn handle(ordinal: usize) -> Result<sys::CUdevice, result::DriverError> {
     result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))
 }
 
-fn bus_id(device: sys::CUdevice) -> Result<String, result::DriverError> {
+pub(super) fn bus_id(device: sys::CUdevice) -> Result<String, result::DriverError> {
     let mut text = [0 as c_char; 32];
     // SAFETY: the driver writes at most the length that it is told, the end mark included.
     unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as c_int, device) }.result()?;

@@ -91,6 +91,18 @@ impl Library {
         }
     }
 
+    /// What holds for a device's clocks at this moment: two or three calls, some tens of microseconds each.
+    pub fn conditions(&self, bus_id: &str) -> Conditions {
+        Conditions {
+            graphics_clock_mhz: self.ask(bus_id, |d| d.clock_info(Clock::Graphics)),
+            memory_clock_mhz: self.ask(bus_id, |d| d.clock_info(Clock::Memory)),
+            temperature_celsius: self.ask(bus_id, |d| d.temperature(TemperatureSensor::Gpu)),
+            slowed_by: self
+                .ask(bus_id, |d| d.current_throttle_reasons())
+                .map(|reasons| throttle_words(reasons - STEADY)),
+        }
+    }
+
     /// A device's PCIe link at this moment.
     pub fn pcie(&self, bus_id: &str) -> PcieLink {
         PcieLink {
@@ -167,6 +179,25 @@ pub struct Sheet {
     pub nvlinks: Reading<NvLinks>,
 }
 
+/// A device's clocks at one moment, and what slows them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conditions {
+    /// Clock of the multiprocessors, MHz.
+    pub graphics_clock_mhz: Reading<u32>,
+    /// Clock of the memory, MHz.
+    pub memory_clock_mhz: Reading<u32>,
+    /// Temperature, degrees Celsius.
+    pub temperature_celsius: Reading<u32>,
+    /// What takes speed away now and not at other times, in words; empty where nothing does. Clocks that are
+    /// set, and a device at rest, are no such thing.
+    pub slowed_by: Reading<Vec<&'static str>>,
+}
+
+/// Reasons for lower clocks that hold for every measurement alike.
+const STEADY: ThrottleReasons = ThrottleReasons::GPU_IDLE
+    .union(ThrottleReasons::APPLICATIONS_CLOCKS_SETTING)
+    .union(ThrottleReasons::DISPLAY_CLOCK_SETTING);
+
 /// Why clocks are lower than they could be, in words.
 pub fn throttle_words(reasons: ThrottleReasons) -> Vec<&'static str> {
     let words = [
@@ -213,6 +244,9 @@ mod tests {
         assert!(throttle_words(ThrottleReasons::NONE).is_empty());
         let two = throttle_words(ThrottleReasons::SW_POWER_CAP | ThrottleReasons::GPU_IDLE);
         assert_eq!(two, ["nothing runs on the device", "the power limit is reached"]);
+        let slowing = throttle_words(ThrottleReasons::all() - STEADY);
+        assert_eq!(slowing.len(), 6);
+        assert!(!slowing.contains(&"clocks are set by the user"));
     }
 
     #[test]
@@ -224,6 +258,7 @@ mod tests {
         assert_eq!(sheet.best_pcie.width, Err("no library".to_owned()));
         assert_eq!(sheet.nvlinks, Err("no library".to_owned()));
         assert_eq!(library.driver_version(), Err("no library".to_owned()));
+        assert_eq!(library.conditions("0000:01:00.0").slowed_by, Err("no library".to_owned()));
         assert!(library.common_ancestor("0000:01:00.0", "0000:02:00.0").is_err());
     }
 

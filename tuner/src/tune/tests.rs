@@ -83,6 +83,7 @@ impl Machine for MadeUp<'_> {
                 workspace: MIB,
             },
             parameters: 1,
+            conditions: None,
         };
         Ok(Profile {
             version: 1,
