@@ -51,10 +51,10 @@ check-cuda: setup
 gpu-check: cuda
 	@$(with_env) cuda=$$(.ci/cuda --env) && eval "$$cuda" && mkdir -p target/gpu-check && \
 		cp target/cuda/release/optpipe target/gpu-check/optpipe && \
-		cp "$$(cargo test --release --package optpipe-kernels --features cuda --target-dir target/cuda --test kernels \
-			--no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n1)" \
-			target/gpu-check/kernels && \
-		.ci/gpu-check target/gpu-check
+		built() { cargo "$$1" --profile release --package optpipe-kernels --features cuda --target-dir target/cuda "$$2" "$$3" \
+			--no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n1; } && \
+		cp "$$(built test --test kernels)" target/gpu-check/kernels && \
+		cp "$$(built bench --bench gpu)" target/gpu-check/speed && .ci/gpu-check target/gpu-check
 
 setup:
 	@.ci/setup
