@@ -11,6 +11,19 @@ fn each(format: Format) -> usize {
     16 / format.bytes()
 }
 
+/// A launch on `count` numbers of the format of its first operand, which is taken.
+fn begun<'a>(
+    kernel: &'static str,
+    name: &'static str,
+    first: &'a Input<'a>,
+    count: usize,
+) -> Result<(Builder<'a>, Format, usize), LaunchError> {
+    let format = activation_format(kernel, name, first.format())?;
+    let builder = Builder::new(kernel);
+    let count = elements(&builder, 1, count)?;
+    Ok((builder.input(name, first, count, format)?, format, count))
+}
+
 /// `y = silu(gate) * up`
 #[derive(Debug)]
 pub struct SwiGluForward<'a, 'b> {
@@ -30,14 +43,8 @@ impl<'a> SwiGluForward<'a, '_> {
     /// # Errors
     /// Formats or lengths other than above.
     pub fn launch(self) -> Result<Launch<'a>, LaunchError> {
-        let name = "swiglu_forward";
-        let format = activation_format(name, "gate", self.gate.format())?;
-        let builder = Builder::new(name);
-        let count = elements(&builder, 1, self.count)?;
-        let builder = builder
-            .input("gate", self.gate, count, format)?
-            .input("up", self.up, count, format)?
-            .output("y", self.y, count, format)?;
+        let (builder, format, count) = begun("swiglu_forward", "gate", self.gate, self.count)?;
+        let builder = builder.input("up", self.up, count, format)?.output("y", self.y, count, format)?;
         by_element(builder, format, count, each(format), &[])
     }
 }
@@ -67,12 +74,8 @@ impl<'a> SwiGluBackward<'a, '_> {
     /// # Errors
     /// Formats or lengths other than above.
     pub fn launch(self) -> Result<Launch<'a>, LaunchError> {
-        let name = "swiglu_backward";
-        let format = activation_format(name, "gate", self.gate.format())?;
-        let builder = Builder::new(name);
-        let count = elements(&builder, 1, self.count)?;
+        let (builder, format, count) = begun("swiglu_backward", "gate", self.gate, self.count)?;
         let builder = builder
-            .input("gate", self.gate, count, format)?
             .input("up", self.up, count, format)?
             .input("dy", self.dy, count, format)?
             .output("dgate", self.dgate, count, format)?
@@ -99,11 +102,8 @@ impl<'a> GeluForward<'a, '_> {
     /// # Errors
     /// Formats or lengths other than above.
     pub fn launch(self) -> Result<Launch<'a>, LaunchError> {
-        let name = "gelu_forward";
-        let format = activation_format(name, "x", self.x.format())?;
-        let builder = Builder::new(name);
-        let count = elements(&builder, 1, self.count)?;
-        let builder = builder.input("x", self.x, count, format)?.output("y", self.y, count, format)?;
+        let (builder, format, count) = begun("gelu_forward", "x", self.x, self.count)?;
+        let builder = builder.output("y", self.y, count, format)?;
         by_element(builder, format, count, each(format), &[])
     }
 }
@@ -129,12 +129,8 @@ impl<'a> GeluBackward<'a, '_> {
     /// # Errors
     /// Formats or lengths other than above.
     pub fn launch(self) -> Result<Launch<'a>, LaunchError> {
-        let name = "gelu_backward";
-        let format = activation_format(name, "x", self.x.format())?;
-        let builder = Builder::new(name);
-        let count = elements(&builder, 1, self.count)?;
+        let (builder, format, count) = begun("gelu_backward", "x", self.x, self.count)?;
         let builder = builder
-            .input("x", self.x, count, format)?
             .input("dy", self.dy, count, format)?
             .output("dx", self.dx, count, format)?
             .optional_output("y", self.y, count, format)?;
