@@ -223,9 +223,17 @@ pub fn read_checked<T: DeserializeOwned + Check>(path: &Path) -> Result<T, FileE
 }
 
 /// Writes text to a temporary file beside `path` and renames it: readers see the old file or the
-/// new one, whole. Missing parent folders are made.
+/// new one, whole. Missing parent folders are made. Links are followed; what is no file, such as
+/// `/dev/stdout`, is written to as it is.
 pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
     let failed = |e: std::io::Error| FileError::new(path, format!("cannot write: {e}"));
+    let target = match std::fs::metadata(path) {
+        Ok(there) if there.is_dir() => return Err(FileError::new(path, "cannot write: it is a folder")),
+        Ok(there) if !there.is_file() => return std::fs::write(path, text).map_err(failed),
+        Ok(_) if path.is_symlink() => std::fs::canonicalize(path).map_err(failed)?,
+        _ => path.to_owned(),
+    };
+    let path = target.as_path();
     let parent = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
