@@ -16,31 +16,6 @@ fn json(output: &std::process::Output) -> serde_json::Value {
 }
 
 #[test]
-fn every_command_teaches_by_example() {
-    let help = optpipe().arg("--help").output().expect("runs");
-    for command in [
-        "init",
-        "tune",
-        "calibrate",
-        "profile",
-        "search",
-        "solve",
-        "check",
-        "compare",
-        "run",
-        "rehearse",
-        "export",
-        "schema",
-        "devices",
-    ] {
-        assert!(stdout(&help).contains(&format!("  {command}")), "{command} is listed");
-        let output = optpipe().args([command, "--help"]).output().expect("runs");
-        assert!(output.status.success());
-        assert!(stdout(&output).contains(&format!("\n  optpipe {command}")), "{command}: {}", stdout(&output));
-    }
-}
-
-#[test]
 fn solve_proves_the_small_example_and_check_agrees() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let schedule = folder.path().join("schedule.yaml");
@@ -239,6 +214,41 @@ fn calibrating_gpus_without_a_driver_says_so_in_one_line_and_offers_the_cpu() {
     assert!(stderr(&unknown).contains("`cpu` or `cuda`"), "{}", stderr(&unknown));
 }
 
+#[test]
+fn doctor_looks_at_the_machine_and_changes_nothing() {
+    let output = optpipe().arg("doctor").output().expect("runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("fine       CPU backend: "), "{}", stdout(&output));
+    let output = optpipe().args(["doctor", "--json"]).output().expect("runs");
+    let findings = json(&output);
+    let of = |what: &str| {
+        let found = findings.as_array().expect("a list").iter().find(|finding| finding["what"] == what);
+        found.unwrap_or_else(|| panic!("{what} in {findings}")).clone()
+    };
+    // The tests' cache folder cannot be made.
+    assert_eq!(of("cache of solved problems")["status"], "missing");
+    assert!(of("NVIDIA GPUs")["status"].is_string() && of("PyTorch")["found"].is_string());
+}
+
+#[test]
+fn a_watched_problem_gets_its_schedule_whatever_was_measured() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    let mut watch = optpipe();
+    watch.arg("solve").arg(instance("a_spec_example")).arg("-o").arg(at("schedule.yaml")).args(["--watch=2s", "-q"]);
+    watch.arg("--measured").arg(at("measured.yaml")).arg("--problem-out").arg(at("problem.yaml"));
+    // Not there to begin with, then unusable: neither ends the watch.
+    file(folder.path(), "measured.yaml", "version: 1\n");
+    let output = watch.output().expect("runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("measured.yaml") && stderr(&output).contains("left"), "{}", stderr(&output));
+    optpipe().arg("check").arg(instance("a_spec_example")).arg(at("schedule.yaml")).assert().success();
+    // What a trainer reads beside the schedule is there.
+    optpipe().arg("check").arg(at("problem.yaml")).arg(at("schedule.yaml")).assert().success();
+    let alone = optpipe().arg("solve").arg(instance("a_spec_example")).arg("--watch").output().expect("runs");
+    assert_eq!(alone.status.code(), Some(2), "a schedule that is written nowhere");
+}
+
 /// Runs a command on a bad file; it must exit with 2 and say all of `expected` on stderr.
 fn refuses(command: &mut Command, expected: &[&str]) {
     let output = command.output().expect("runs");
@@ -304,6 +314,10 @@ fn bad_files_are_named_with_field_and_expectation() {
     refuses(&mut solve(&file(path, "broken.yaml", "a: [1, 2\nb: {")), &["broken.yaml:"]);
     refuses(&mut solve(path), &["expected a file, found a folder"]);
     refuses(&mut solve(&path.join("none.yaml")), &["none.yaml", "cannot read"]);
+    // The line to blame is shown, with a mark below.
+    let shown = tune("model: llama-15m\nrun:\n  steps: 0 # none\n").output().expect("runs");
+    assert!(stderr(&shown).contains("  steps: 0 # none\n"), "{}", stderr(&shown));
+    assert!(stderr(&shown).contains("^^^^^^^^\n"), "{}", stderr(&shown));
 }
 
 #[test]

@@ -8,6 +8,8 @@ mod cli;
 // A program with CUDA compute is linked against the whole driver, which the tests' stand-in is not.
 #[cfg(all(target_os = "linux", not(feature = "cuda")))]
 mod gpus;
+mod help;
+mod hostile;
 mod rehearse;
 mod search;
 mod tune;

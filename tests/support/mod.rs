@@ -30,14 +30,19 @@ pub(crate) fn file(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// A job of the tiny model on two devices that takes seconds. `more` may set `run` and `stop` itself.
+/// A job of the tiny model on two devices that takes seconds. `more` may set `solver`, `run` and `stop`
+/// itself.
 pub(crate) fn tiny_job(folder: &Path, more: &str) -> PathBuf {
     let model = data("tiny/config.json");
     let mut text = format!(
-        "model: {}\nbatch: {{sequence_length: 32, microbatch_size: 1, microbatches: 4}}\nsolver: {{time_limit: 1s}}\n{more}",
+        "model: {}\nbatch: {{sequence_length: 32, microbatch_size: 1, microbatches: 4}}\n{more}",
         model.display()
     );
-    for (key, default) in [("run:", "run: {warmup_steps: 1, steps: 2}\n"), ("stop:", "stop: {max_rounds: 2}\n")] {
+    for (key, default) in [
+        ("solver:", "solver: {time_limit: 1s}\n"),
+        ("run:", "run: {warmup_steps: 1, steps: 2}\n"),
+        ("stop:", "stop: {max_rounds: 2}\n"),
+    ] {
         if !more.contains(key) {
             text.push_str(default);
         }

@@ -1,5 +1,7 @@
 //! What can go wrong in a command, and the exit code that says so.
 
+use std::path::PathBuf;
+
 use optpipe_configs::file::{FileError, Invalid};
 
 use crate::text;
@@ -14,6 +16,8 @@ pub enum Error {
         message: String,
         /// What to do about it.
         hint: Option<String>,
+        /// The line to show, where one is to blame.
+        place: Option<Place>,
     },
     /// A device cannot hold even one microbatch.
     #[error("{message}")]
@@ -59,10 +63,21 @@ pub enum Error {
     ),
 }
 
+/// A line of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column, from 1, where known.
+    pub column: Option<usize>,
+}
+
 impl Error {
     /// An unusable argument.
     pub fn input(message: impl Into<String>) -> Self {
-        Error::Input { message: message.into(), hint: None }
+        Error::Input { message: message.into(), hint: None, place: None }
     }
 
     /// A failure.
@@ -78,7 +93,11 @@ impl Error {
 
     /// A job's or a problem's condition that does not hold, where no file is to blame.
     pub fn invalid(what: &str, invalid: Invalid) -> Self {
-        Error::Input { message: format!("{what}: {}: {}", invalid.field, invalid.message), hint: invalid.hint }
+        Error::Input {
+            message: format!("{what}: {}: {}", invalid.field, invalid.message),
+            hint: invalid.hint,
+            place: None,
+        }
     }
 
     /// The same error with advice.
@@ -103,6 +122,14 @@ impl Error {
         }
     }
 
+    /// The line to show, where one is to blame.
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Error::Input { place, .. } => place.as_ref(),
+            _ => None,
+        }
+    }
+
     /// 1 failed, 2 bad input, 3 infeasible, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -117,7 +144,8 @@ impl Error {
 impl From<FileError> for Error {
     fn from(mut error: FileError) -> Self {
         let hint = error.hint.take();
-        Error::Input { message: error.to_string(), hint: hint.map(Into::into) }
+        let place = error.line.map(|line| Place { path: error.path.clone(), line, column: error.column });
+        Error::Input { message: error.to_string(), hint: hint.map(Into::into), place }
     }
 }
 

@@ -18,3 +18,4 @@ pub mod summary;
 pub mod table;
 pub mod text;
 pub mod tune;
+pub mod watch;

@@ -85,6 +85,11 @@ impl Cache {
         folder.map(|folder| Cache::new(&folder))
     }
 
+    /// Where the entries are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn path(&self, key: &Key) -> PathBuf {
         self.folder.join(format!("{}-{}.entry", key.shape, key.name))
     }

@@ -30,7 +30,7 @@ does the gap close with time? Each method runs once for each budget.
 
 Examples:
   optpipe compare problem.yaml --time-limit 10s
-  optpipe compare problem.yaml --budgets 1s,10s,60s")]
+  optpipe compare problem.yaml --budgets 1s,10s")]
 pub(super) struct Args {
     /// The problem
     problem: PathBuf,

@@ -4,11 +4,15 @@ mod budgets;
 mod calibrate;
 mod check;
 mod compare;
+mod complaint;
+mod completions;
 mod devices;
+mod doctor;
 mod export;
 mod gpus;
 mod init;
 mod input;
+mod man;
 mod profile;
 mod rehearse;
 mod run;
@@ -57,6 +61,9 @@ enum Command {
     Export(export::Args),
     Schema(schema::Args),
     Devices(devices::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// Parses the arguments, runs the command, and reports its error.
@@ -82,6 +89,9 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Devices(args) => devices::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -92,12 +102,8 @@ pub fn main() -> ExitCode {
 /// Says on stderr what went wrong and returns its exit code.
 fn report(error: &Error) -> ExitCode {
     tracing::debug!("{error:?}");
-    let mut text = format!("error: {error}\n");
-    if let Some(hint) = error.advice() {
-        text.push_str(&format!("hint: {hint}\n"));
-    }
     // Where even stderr is closed only the exit code is left to say so.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = std::io::stderr().write_all(complaint::text(error).as_bytes());
     ExitCode::from(error.exit_code())
 }
 
@@ -120,9 +126,35 @@ fn emit_json<T: Serialize>(value: &T) -> Result<()> {
     emit(&text)
 }
 
+/// What the commands that run schedules on real tensors have in common.
+#[derive(Debug, clap::Args)]
+struct MeasureArgs {
+    /// Measured steps, instead of the job's
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Run even where a device exceeds its capacity
+    #[arg(long)]
+    no_limit: bool,
+    /// Print the measurement as JSON
+    #[arg(long)]
+    json: bool,
+    /// No progress on stderr
+    #[arg(long, short)]
+    quiet: bool,
+}
+
 /// A duration given on the command line.
 fn duration(text: &str) -> std::result::Result<std::time::Duration, String> {
     optpipe_configs::size::parse_duration(text).map_err(|e| e.to_string())
+}
+
+/// A percentage as a part of 1.
+fn percentage(text: &str) -> std::result::Result<f64, String> {
+    let number = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
+    number
+        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
+        .map(|percent| percent / 100.0)
+        .ok_or_else(|| format!("expected a percentage above 0 and up to 100 such as 2%, found `{text}`"))
 }
 
 /// A size given on the command line.

@@ -42,29 +42,10 @@ pub(super) struct Args {
     #[arg(long, default_value_t = RehearseOptions::default().rounds, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     rounds: usize,
     /// Times have settled when a round moves no op's end by more than this part of the step
-    #[arg(long, default_value = "2%", value_parser = percentage)]
+    #[arg(long, default_value = "2%", value_parser = super::percentage)]
     tolerance: f64,
-    /// Measured steps of each device in a round, instead of the job's
-    #[arg(long)]
-    steps: Option<usize>,
-    /// Rehearse even where a device exceeds its capacity
-    #[arg(long)]
-    no_limit: bool,
-    /// Print the measurement as JSON
-    #[arg(long)]
-    json: bool,
-    /// No progress on stderr
-    #[arg(long, short)]
-    quiet: bool,
-}
-
-/// A percentage as a part of 1.
-fn percentage(text: &str) -> std::result::Result<f64, String> {
-    let number = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
-    number
-        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
-        .map(|percent| percent / 100.0)
-        .ok_or_else(|| format!("expected a percentage above 0 and up to 100 such as 2%, found `{text}`"))
+    #[command(flatten)]
+    measure: super::MeasureArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
@@ -73,7 +54,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         None if !problem.exists() => e.hint("name the problem that the schedule solves with --problem"),
         _ => e,
     })?;
-    if let Some(steps) = args.steps {
+    if let Some(steps) = args.measure.steps {
         runnable.job.run.steps = steps;
     }
     let input::Runnable { job, model, problem, schedule, layer_split, workspace } = &runnable;
@@ -81,7 +62,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         return Err(Error::input(format!("{}: run.engine: expected native, found torch", args.job.display()))
             .hint("OptPipe itself rehearses, device by device; `optpipe run` measures with PyTorch"));
     }
-    let progress = Progress::new(args.quiet);
+    let progress = Progress::new(args.measure.quiet);
     let cancel = interrupt::install();
     let running = Running {
         layer_split,
@@ -89,7 +70,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         workspace: Some(workspace),
         problem,
         schedule,
-        enforce: !args.no_limit,
+        enforce: !args.measure.no_limit,
     };
     let options = RehearseOptions { rounds: args.rounds, tolerance: args.tolerance };
     let mut on_progress = |at: RehearseProgress| tell(&progress, problem.devices, at);
@@ -98,7 +79,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.output {
         file::write(path, &rehearsed).map_err(Error::write)?;
     }
-    if args.json {
+    if args.measure.json {
         super::emit_json(&rehearsed)?;
     } else {
         super::emit(&report(&rehearsed, problem))?;

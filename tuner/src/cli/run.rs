@@ -37,27 +37,17 @@ pub(super) struct Args {
     /// Where to write measured.yaml
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// Measured steps, instead of the job's
-    #[arg(long)]
-    steps: Option<usize>,
-    /// Run even where a device exceeds its capacity
-    #[arg(long)]
-    no_limit: bool,
-    /// Print the measurement as JSON
-    #[arg(long)]
-    json: bool,
-    /// No progress on stderr
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    measure: super::MeasureArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let mut runnable = input::runnable(&args.job, &args.problem, &args.schedule)?;
-    if let Some(steps) = args.steps {
+    if let Some(steps) = args.measure.steps {
         runnable.job.run.steps = steps;
     }
     let input::Runnable { job, model, problem, schedule, layer_split, workspace } = &runnable;
-    let progress = Progress::new(args.quiet);
+    let progress = Progress::new(args.measure.quiet);
     let cancel = interrupt::install();
     let running = Running {
         layer_split,
@@ -65,7 +55,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         workspace: Some(workspace),
         problem,
         schedule,
-        enforce: !args.no_limit,
+        enforce: !args.measure.no_limit,
     };
     progress.phase("running");
     let measured = match job.run.engine {
@@ -79,7 +69,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.output {
         file::write(path, &measured).map_err(Error::write)?;
     }
-    if args.json {
+    if args.measure.json {
         super::emit_json(&measured)?;
     } else {
         let tokens = crate::tune::tokens_per_step(job);

@@ -2,6 +2,7 @@
 
 mod report;
 mod robust;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use optpipe_solver::method::Method;
 use optpipe_solver::objective::Objective;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::ScheduleFile;
-use optpipe_solver::solve::{Event, SolveOptions};
+use optpipe_solver::solve::{Event, Solution, SolveOptions};
 
 use super::input::{self, Kind};
 use crate::cache::{self, Cache};
@@ -39,6 +40,7 @@ Examples:
   optpipe solve profile.yaml --job job.yaml --hardware hardware.yaml -o schedule.yaml
   optpipe solve job.yaml --problem-out problem.yaml -o schedule.yaml
   optpipe solve job.yaml --noise profile --sensitivity
+  optpipe solve problem.yaml -o live/schedule.yaml --watch
 
 What was solved is kept in OPTPIPE_CACHE_DIR, by default `optpipe` in the user's cache folder.")]
 pub(super) struct Args {
@@ -85,6 +87,17 @@ pub(super) struct Args {
     /// up to a quarter of the time limit
     #[arg(long)]
     sensitivity: bool,
+    /// Keep solving and replace the schedule whenever a better one is found, for so long or until it is
+    /// interrupted
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = super::duration,
+          requires = "output", conflicts_with_all = ["noise", "sensitivity", "iterations"])]
+    watch: Option<Option<Duration>>,
+    /// A measured.yaml that a trainer writes again and again: solve for its times as soon as they differ
+    #[arg(long, requires = "watch", requires = "problem_out")]
+    measured: Option<PathBuf>,
+    /// How far measured times may be from the problem's
+    #[arg(long, default_value = "5%", requires = "measured", value_parser = super::percentage)]
+    drift: f64,
     /// Neither look for this problem among those solved before nor remember it
     #[arg(long)]
     no_cache: bool,
@@ -120,6 +133,21 @@ impl Input {
             .hint("solve a job or a profile, or give a percentage, as in --noise 5%")),
         }
     }
+
+    /// Writes a schedule of the problem with what is known of the job.
+    fn write(&self, path: &Path, problem: &Problem, solution: &Solution) -> Result<()> {
+        let file = ScheduleFile {
+            method: Some(solution.method.clone()),
+            bound_ns: Some(solution.bound_ns),
+            model: self.model.clone(),
+            layer_split: self.plan.as_ref().map(|plan| plan.layer_split.clone()),
+            placement: Some(problem.placement.clone()),
+            microbatches: Some(problem.microbatches),
+            ..ScheduleFile::new(solution.schedule.clone())
+        };
+        let yaml = file.to_yaml().map_err(|e| Error::failed(format!("cannot write the schedule: {e}")))?;
+        file::write_text(path, &yaml).map_err(Error::write)
+    }
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
@@ -142,6 +170,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         iterations: args.iterations,
         ..SolveOptions::default()
     };
+    if let Some(lasting) = args.watch {
+        return watch::run(args, input, &options, cache.as_ref(), lasting, &progress);
+    }
     progress.phase(&format!("solving, at most {}", text::duration(args.time_limit.as_nanos() as i64)));
     let (solution, hit, robust) = match args.noise {
         None => {
@@ -168,17 +199,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     progress.done();
 
     if let Some(path) = &args.output {
-        let file = ScheduleFile {
-            method: Some(solution.method.clone()),
-            bound_ns: Some(solution.bound_ns),
-            model: input.model.clone(),
-            layer_split: input.plan.as_ref().map(|plan| plan.layer_split.clone()),
-            placement: Some(input.problem.placement.clone()),
-            microbatches: Some(input.problem.microbatches),
-            ..ScheduleFile::new(solution.schedule.clone())
-        };
-        let yaml = file.to_yaml().map_err(|e| Error::failed(format!("cannot write the schedule: {e}")))?;
-        file::write_text(path, &yaml).map_err(Error::write)?;
+        input.write(path, &input.problem, &solution)?;
     }
     let found = Found {
         input: &input,
@@ -205,7 +226,8 @@ fn read(args: &Args, progress: &Progress) -> Result<Input> {
         ("--job", args.job.is_some()),
         ("--profile", args.profile.is_some()),
         ("--hardware", args.hardware.is_some()),
-        ("--problem-out", args.problem_out.is_some()),
+        // What is measured makes another problem.
+        ("--problem-out", args.problem_out.is_some() && args.measured.is_none()),
     ];
     let unexpected = |what: &str, name: &str| {
         Err(Error::input(format!("{}: {what}: {name} says nothing about it", args.input.display())))
