@@ -1,12 +1,12 @@
 //! The tuner with PyTorch as its engine: real ranks under torchrun.
 
-use std::ffi::OsString;
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use optpipe::measured::Measured;
 use optpipe::summary::{StopReason, Summary};
+use optpipe_configs::hardware::Hardware;
 use optpipe_configs::profile::Profile;
 use serde_json::{Value, json};
 
@@ -18,21 +18,12 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> T {
     serde_yaml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Measurements of the tiny model by OptPipe's own engine, for tests that are not about measuring. Its layers keep
-/// less than PyTorch's.
-fn measured() -> [OsString; 4] {
-    let (hardware, profile) = (data("tiny/hardware.yaml"), data("tiny/profile.yaml"));
-    ["--hardware".into(), hardware.into(), "--profile".into(), profile.into()]
-}
-
-fn start(job: &Path, out: &Path, more: &[&str]) -> Child {
+/// Starts a command that the test will not let come to its end.
+fn start(words: &[&str], job: &Path, more: &[&Path]) -> Child {
     std::process::Command::new(env!("CARGO_BIN_EXE_optpipe"))
-        .arg("tune")
+        .args(words)
         .arg(job)
-        .arg("--out")
-        .arg(out)
         .args(more)
-        .args(measured())
         .env("OPTPIPE_CACHE_DIR", no_cache())
         .env("OPTPIPE_TORCH_PYTHON", python())
         .stdin(Stdio::null())
@@ -42,11 +33,12 @@ fn start(job: &Path, out: &Path, more: &[&str]) -> Child {
         .expect("starts")
 }
 
-fn wait_for(child: &mut Child, path: &Path) {
+/// Waits until something is so; a process that ends before is a failure.
+fn wait_until(child: &mut Child, what: &str, so: impl Fn() -> bool) {
     let started = Instant::now();
-    while !path.exists() {
-        assert!(child.try_wait().expect("a child").is_none(), "ended before {} was there", path.display());
-        assert!(started.elapsed() < Duration::from_secs(240), "{} never came", path.display());
+    while !so() {
+        assert!(child.try_wait().expect("a child").is_none(), "ended before {what}");
+        assert!(started.elapsed() < Duration::from_secs(300), "{what} never came");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -73,119 +65,115 @@ fn command(words: &[&str], job: &Path) -> assert_cmd::Command {
     command
 }
 
-fn succeeded(output: &Output) {
-    assert!(output.status.success(), "{}", stderr(output));
+#[test]
+fn the_tuner_survives_a_rank_that_runs_out_of_memory_and_one_that_dies_and_converges() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let limit = 740 << 10;
+    let more = "memory_limit: [740KiB, 4MiB]\npipeline: {layer_split: [2, 1]}\n\
+                run: {engine: torch, modules: plain, warmup_steps: 2, steps: 8}\n\
+                stop: {tolerance: 0.3, patience: 2, max_rounds: 30}\n";
+    let (job, out) = (tiny_job(folder.path(), more), folder.path().join("out"));
+    // By OptPipe's own profile two microbatches fit on the first device; PyTorch keeps half as much again.
+    let (hardware, profile) = (data("tiny/hardware.yaml"), data("tiny/profile.yaml"));
+    let given = [&job, Path::new("--hardware"), &hardware, Path::new("--profile"), &profile];
+    let mut child = start(&["tune", "--out"], &out, &given);
+    wait_until(&mut child, "a first round", || out.join("rounds/01/round.yaml").exists());
+    signal(&out.join("torchrun/session-2"), 1, "-KILL");
+    let output = child.wait_with_output().expect("ends");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for words in [
+        "trainer: torch 2.",
+        "layers in plain torch, 2 ranks on ",
+        "round 1: rank 0 on ",
+        " ran out of memory: OutOfMemory: stage 0",
+        "for device 0 from now on",
+        "error: rank 1 on ",
+        " was ended by signal 9\n  rank-1.log | ",
+        "see `dmesg`",
+        "--resume goes on from there",
+    ] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+    assert!(stdout(&output).contains("Failed after"), "{}", stdout(&output));
+    let summary: Summary = read(&out.join("summary.yaml"));
+    assert_eq!(summary.stop, StopReason::Failed);
+    assert!(summary.failure.is_some_and(|failure| said.contains(&failure)));
+    optpipe().arg("check").arg(out.join("problem.yaml")).arg(out.join("schedule.yaml")).assert().success();
+    assert_eq!(left_over(&out), Vec::<String>::new());
+
+    let output = command(&["tune", "--resume", "--out"], &out).arg(&job).output().expect("runs");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(!said.contains("ran out of memory"), "what it learned stays: {said}");
+    let planned: Value = read(&out.join("rounds/02/problem.yaml"));
+    assert!(planned["bytes"]["capacity"][0].as_u64() < Some(limit), "{planned}");
+
+    let summary: Summary = read(&out.join("summary.yaml"));
+    assert_eq!(summary.stop, StopReason::Converged);
+    assert!(summary.textbook.iter().any(|outcome| outcome.measured.is_some()));
+    // The first stage has whole backwards.
+    let first = summary.stages.first().expect("a stage");
+    assert!(first.backward_weight_ns == 0 && first.backward_input_ns > 0, "{first:?}");
+    optpipe().arg("check").arg(out.join("problem.yaml")).arg(out.join("schedule.yaml")).assert().success();
+    for round in 1..=summary.rounds.len() {
+        let measured: Measured = read(&out.join(format!("rounds/{round:02}/measured.yaml")));
+        assert_eq!((measured.losses.len(), measured.steps_ns.len()), (10, 8));
+        // Random tokens out of 256: the loss is near ln 256 = 5.545, and the same whatever the schedule.
+        let first: Measured = read(&out.join("rounds/01/measured.yaml"));
+        for (loss, same) in measured.losses.iter().zip(&first.losses) {
+            assert!((5.0..6.0).contains(loss) && (loss - same).abs() < 1e-4, "{:?}", measured.losses);
+        }
+        assert!(measured.peak_bytes[0] <= limit, "the limit that was given holds: {:?}", measured.peak_bytes);
+    }
+    assert_eq!(left_over(&out), Vec::<String>::new());
+    assert!(!out.join("torchrun/session-3").exists(), "logs of what went well do not stay");
+
+    // Finished: nothing is started again.
+    let resumed = command(&["tune", "--resume", "-q", "--out"], &out).arg(&job).output().expect("runs");
+    assert_eq!(stdout(&resumed), stdout(&output));
+    assert!(!out.join("torchrun/session-3").exists());
 }
 
 #[test]
-fn the_tuner_converges_on_torchrun() {
+fn a_rank_that_hangs_is_named_and_nodes_are_started_by_the_launcher() {
     let folder = tempfile::tempdir().expect("temporary folder");
-    let more = "memory_limit: [900KiB, 2MiB]\n\
-                run: {engine: torch, modules: plain, warmup_steps: 2, steps: 3}\n\
-                stop: {tolerance: 0.1, patience: 1, max_rounds: 20}\n";
-    let (job, out) = (tiny_job(folder.path(), more), folder.path().join("out"));
-    let output = command(&["tune"], &job).arg("--out").arg(&out).output().expect("runs");
-    succeeded(&output);
-    let said = stderr(&output);
-    assert!(said.contains("trainer: torch 2.") && said.contains("layers in plain torch, 2 ranks"), "{said}");
-    let summary: Summary = read(&out.join("summary.yaml"));
-    assert_eq!(summary.stop, StopReason::Converged);
-    assert!(summary.best.measured.is_some() && summary.textbook.iter().any(|outcome| outcome.measured.is_some()));
-    optpipe().arg("check").arg(out.join("problem.yaml")).arg(out.join("schedule.yaml")).assert().success();
-
-    // Measured by PyTorch: the first stage has whole backwards, times are those of the ranks.
+    // Two nodes, which happen to be this machine.
+    let port = std::net::TcpListener::bind("localhost:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let more = format!(
+        "run: {{engine: torch, modules: plain, steps: 60000, timeout: 20s, nnodes: 2, rdzv_endpoint: 'localhost:{}', \
+         launcher: 'env OMP_NUM_THREADS=1 NODE={{node}}'}}\n",
+        port.port()
+    );
+    let job = tiny_job(folder.path(), &more);
+    let out = folder.path().join("out");
+    let mut child = start(&["tune", "--out"], &out, &[&job]);
+    let session = out.join("torchrun/session-1");
+    let running = || {
+        let progress = std::fs::read_to_string(session.join("progress.json"));
+        progress.is_ok_and(|text| text.contains("running: step 3"))
+    };
+    wait_until(&mut child, "a step", running);
     let profile: Profile = read(&out.join("profile.yaml"));
     assert_eq!(profile.clock, "perf_counter");
     assert!(profile.layers.iter().all(|layer| layer.forward.count >= 9 && layer.forward.median_ns > 0));
-    let measured: Measured = read(&out.join("rounds/01/measured.yaml"));
-    assert_eq!((measured.losses.len(), measured.steps_ns.len()), (5, 3));
-    // Random tokens out of 256: the loss is near ln 256 = 5.545.
-    assert!(measured.losses.iter().all(|loss| (5.0..6.0).contains(loss)), "{:?}", measured.losses);
-    for (peak, limit) in measured.peak_bytes.iter().zip([900 << 10, 2 << 20]) {
-        assert!(*peak <= limit, "{peak} of {limit}");
-    }
-    let whole = summary.stages.first().expect("a stage");
-    assert!(whole.backward_weight_ns == 0 && whole.backward_input_ns > whole.forward_ns / 4, "{whole:?}");
-
-    assert_eq!(left_over(&out), Vec::<String>::new());
-    assert!(!out.join("torchrun/session-1").exists(), "logs of what went well stay");
-
-    // Finished: nothing is started again.
-    let before = Instant::now();
-    let resumed = command(&["tune", "--resume", "-q"], &job).arg("--out").arg(&out).output().expect("runs");
-    assert_eq!(stdout(&resumed), stdout(&output));
-    assert!(before.elapsed() < Duration::from_secs(60) && !out.join("torchrun/session-1").exists());
-
-    let again = folder.path().join("again.yaml");
-    let output = command(&["run"], &job)
-        .arg(out.join("schedule.yaml"))
-        .arg("--problem")
-        .arg(out.join("problem.yaml"))
-        .arg("-o")
-        .arg(&again)
-        .output()
-        .expect("runs");
-    succeeded(&output);
-    assert!(stdout(&output).contains("tokens/s"), "{}", stdout(&output));
-    let again: Measured = read(&again);
-    // The same seed: the same training, whatever the schedule.
-    assert!((again.losses[4] - measured.losses[4]).abs() < 1e-4, "{:?} {:?}", again.losses, measured.losses);
-}
-
-#[test]
-fn a_rank_that_runs_out_of_memory_makes_the_tuner_plan_with_less() {
-    let folder = tempfile::tempdir().expect("temporary folder");
-    // By the profile two microbatches fit on the first device; PyTorch keeps half as much again.
-    let more = "memory_limit: [740KiB, 4MiB]\npipeline: {layer_split: [2, 1]}\nstop: {max_rounds: 1}\n\
-                run: {engine: torch, modules: plain, steps: 1, warmup_steps: 0, textbook: false}\n";
-    let (job, out) = (tiny_job(folder.path(), more), folder.path().join("out"));
-    let output = command(&["tune"], &job).arg("--out").arg(&out).args(measured()).output().expect("runs");
+    let hardware: Hardware = read(&out.join("hardware.yaml"));
+    assert!(hardware.offload_neighbour.is_some() && hardware.send.bytes_per_second > 1e6, "{hardware:?}");
+    assert!(session.join("torchrun-0.log").exists() && session.join("torchrun-1.log").exists());
+    signal(&session, 1, "-STOP");
+    let output = child.wait_with_output().expect("ends");
     let said = stderr(&output);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("rank 0 on ") && said.contains("ran out of memory: OutOfMemory: stage 0"), "{said}");
-    assert!(said.contains("for device 0 from now on"), "{said}");
-    let problem: Value = read(&out.join("problem.yaml"));
-    assert!(problem["bytes"]["capacity"][0].as_u64() < Some(740 << 10), "{problem}");
-    let summary: Summary = read(&out.join("summary.yaml"));
-    let peak = summary.best.measured.expect("was measured").peak_bytes[0];
-    assert!(peak <= 740 << 10, "the limit that was given holds: {peak}");
-    assert_eq!(left_over(&out), Vec::<String>::new());
-}
-
-#[test]
-fn ranks_that_die_or_hang_are_named_and_what_was_measured_stays() {
-    let folder = tempfile::tempdir().expect("temporary folder");
-    // Never converges by itself in the time of a test.
-    let more = "run: {engine: torch, modules: plain, steps: 2, warmup_steps: 0, textbook: false, timeout: 5s}\n\
-                stop: {max_rounds: 1000, patience: 1000}\n";
-    let (job, out) = (tiny_job(folder.path(), more), folder.path().join("out"));
-    for (round, how, words) in [
-        ("rounds/01/round.yaml", "-KILL", vec!["rank 1 on ", " was ended by signal 9", "runs out"]),
-        (
-            "rounds/02/round.yaml",
-            "-STOP",
-            vec!["timed out: nothing after `", "no answer from rank 1 on ", "rank-0.log |"],
-        ),
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for words in [
+        "timed out: nothing after `running: step ",
+        "` within 20.0 s; no answer from rank 1 on ",
+        "\n  rank-0.log | ",
+        "run.timeout allows for more time",
     ] {
-        let mut child = start(&job, &out, &["--resume"]);
-        let session = out.join(if how == "-KILL" { "torchrun/session-1" } else { "torchrun/session-2" });
-        wait_for(&mut child, &session.join("reply-0.json"));
-        wait_for(&mut child, &out.join(round));
-        signal(&session, 1, how);
-        let output = child.wait_with_output().expect("ends");
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        for word in &words[..2] {
-            assert!(said.contains(word), "{word} in {said}");
-        }
-        assert!(said.contains(" | ") && said.contains("--resume goes on from there"), "{said}");
-        assert!(stdout(&output).contains("Failed after"), "{}", stdout(&output));
-        let summary: Summary = read(&out.join("summary.yaml"));
-        assert_eq!(summary.stop, StopReason::Failed);
-        assert!(summary.failure.is_some_and(|failure| said.contains(&failure)));
-        optpipe().arg("check").arg(out.join("problem.yaml")).arg(out.join("schedule.yaml")).assert().success();
-        assert_eq!(left_over(&out), Vec::<String>::new());
+        assert!(said.contains(words), "{words} in {said}");
     }
+    assert_eq!(left_over(folder.path()), Vec::<String>::new());
+    assert!(session.join("rank-1.log").exists(), "logs of a failure stay");
 }
 
 #[test]
@@ -196,7 +184,7 @@ fn without_pytorch_one_error_says_what_to_do() {
     let made = std::process::Command::new("chmod").arg("+x").arg(&bare).status();
     assert!(made.is_ok_and(|status| status.success()));
     for (python, words) in [(bare, "has no PyTorch"), (folder.path().join("none"), "cannot run `")] {
-        for words_of_command in [&["profile"][..], &["calibrate", "--job"], &["solve"]] {
+        for words_of_command in [&["profile"][..], &["calibrate", "--job"], &["solve"], &["search"]] {
             let output = command(words_of_command, &job).env("OPTPIPE_TORCH_PYTHON", &python).output().expect("runs");
             let said = stderr(&output);
             assert_eq!(output.status.code(), Some(2), "{said}");

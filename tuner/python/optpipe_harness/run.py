@@ -1,5 +1,6 @@
 """Runs a schedule: real training steps, measured by optpipe_torch."""
 
+import math
 import time
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def run(rank, request):
         if step >= warmup:
             schedule.add_optimizer_time(time.perf_counter_ns() - between)
         loss = next((found for found in rank.gather(loss) if found is not None), float("nan"))
+        if not math.isfinite(loss):
+            raise RuntimeError(f"step {step + 1}: the loss is {loss}: training diverged")
         rank.control.progress(f"running: step {step + 1} of {steps}, {(between - began) / 1e6:.3g} ms, loss {loss:.3f}")
     schedule.write_measured(folder / "measured.yaml", skip=warmup)
     return dict(modules=layers.factory.name)

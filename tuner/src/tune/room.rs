@@ -12,7 +12,7 @@ use crate::text;
 
 /// How often a round may plan with less memory before it gives up.
 const ATTEMPTS: usize = 4;
-/// The least part of a limit that is given up at once.
+/// The least part of a limit that is given up at first; twice as much each time that this was not enough.
 const STEP: f64 = 0.05;
 
 /// The limits of the round before, where they were lowered.
@@ -23,15 +23,16 @@ pub(super) fn keep(problem: &mut Problem, before: Option<&Problem>) {
     }
 }
 
-/// A limit after it was exceeded by so many bytes, as far as known.
-fn lowered(capacity: i64, over_bytes: Option<u64>) -> i64 {
+/// A limit after it was exceeded by so many bytes, as far as known, in an attempt from 0.
+fn lowered(capacity: i64, over_bytes: Option<u64>, attempt: usize) -> i64 {
     let over = over_bytes.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
-    capacity.saturating_sub(over.max((capacity as f64 * STEP) as i64))
+    let step = STEP * (1_u64 << attempt) as f64;
+    capacity.saturating_sub(over.max((capacity as f64 * step) as i64))
 }
 
 impl Tuning<'_> {
     /// Solves and runs; where a device runs out of memory, again, with the limit that is planned with lowered by what
-    /// was missing or by 5 %. The limit that is enforced stays the user's.
+    /// was missing or by 5 %, then 10 % and 20 %. The limit that is enforced stays the user's.
     pub(super) fn solve_and_run(
         &mut self,
         plan: &Plan,
@@ -40,7 +41,7 @@ impl Tuning<'_> {
         number: usize,
     ) -> Result<Ran> {
         let mut ran_out = None;
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             self.write_round(number, "problem.yaml", problem)?;
             let started = Instant::now();
             let solution = match (self.solve(problem, best, number), ran_out.take()) {
@@ -66,7 +67,7 @@ impl Tuning<'_> {
                 }
                 Err(Error::OutOfMemory { device, over_bytes, message, hint }) => {
                     let capacity = &mut problem.bytes.capacity[device];
-                    *capacity = lowered(*capacity, over_bytes);
+                    *capacity = lowered(*capacity, over_bytes, attempt);
                     self.progress.warn(&format!(
                         "round {number}: {message}; planning with {} for device {device} from now on",
                         text::bytes(capacity.unsigned_abs())
@@ -86,9 +87,10 @@ mod tests {
 
     #[test]
     fn a_limit_falls_by_what_was_missing_and_by_5_percent_at_least() {
-        assert_eq!(lowered(1000, None), 950);
-        assert_eq!(lowered(1000, Some(7)), 950);
-        assert_eq!(lowered(1000, Some(200)), 800);
-        assert!(lowered(1000, Some(u64::MAX)) < 0);
+        assert_eq!(lowered(1000, None, 0), 950);
+        assert_eq!(lowered(1000, Some(7), 0), 950);
+        assert_eq!(lowered(1000, Some(7), 2), 800);
+        assert_eq!(lowered(1000, Some(300), 2), 700);
+        assert!(lowered(1000, Some(u64::MAX), 0) < 0);
     }
 }

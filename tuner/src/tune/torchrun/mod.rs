@@ -44,10 +44,10 @@ pub struct Torchrun<'a> {
     model: &'a Model,
     config: serde_json::Value,
     work: PathBuf,
-    /// Removed with this, unless something failed.
-    temporary: Option<tempfile::TempDir>,
     session: Option<Session>,
     introduced: bool,
+    /// Removed with this, after the ranks in it have ended, unless something failed.
+    temporary: Option<tempfile::TempDir>,
 }
 
 impl<'a> Torchrun<'a> {
@@ -78,7 +78,7 @@ impl<'a> Torchrun<'a> {
         std::fs::create_dir_all(&work).map_err(failed)?;
         // Other nodes start elsewhere.
         let work = work.canonicalize().map_err(failed)?;
-        Ok(Torchrun { job, model, config, work, temporary, session: None, introduced: false })
+        Ok(Torchrun { job, model, config, work, session: None, introduced: false, temporary })
     }
 
     /// Runs a schedule for the job's steps and measures it. `limit` is what each rank may hold, bytes.
@@ -124,7 +124,7 @@ impl<'a> Torchrun<'a> {
     fn session(&mut self, progress: &Progress, cancel: &AtomicBool) -> Result<&mut Session> {
         if self.session.is_none() {
             let session = Session::start(self.job, &self.work, progress, cancel);
-            let session = session.inspect_err(|_| keep(&mut self.temporary))?;
+            let session = session.inspect_err(|error| keep(&mut self.temporary, error))?;
             if !std::mem::replace(&mut self.introduced, true) {
                 progress.line(&session.introduction(modules(self.job, &session)));
             }
@@ -151,11 +151,10 @@ impl<'a> Torchrun<'a> {
         }
         let request = Request::new(job, model, &config, modules, sequence_length, microbatch_size, command);
         let reply = session.ask(&request, progress, cancel);
-        if reply.is_err() {
+        reply.inspect_err(|error| {
             self.session = None;
-            keep(&mut self.temporary);
-        }
-        reply
+            keep(&mut self.temporary, error);
+        })
     }
 }
 
@@ -169,8 +168,8 @@ fn modules(job: &Job, session: &Session) -> Modules {
 }
 
 /// What a failure's message names stays.
-fn keep(temporary: &mut Option<tempfile::TempDir>) {
-    if let Some(folder) = temporary.as_mut() {
+fn keep(temporary: &mut Option<tempfile::TempDir>, error: &Error) {
+    if let Some(folder) = temporary.as_mut().filter(|_| !matches!(error, Error::Interrupted(_))) {
         folder.disable_cleanup(true);
     }
 }

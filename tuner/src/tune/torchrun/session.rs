@@ -49,6 +49,7 @@ pub(super) struct Session {
     ranks: Ranks,
     children: Vec<Child>,
     alive: Arc<AtomicBool>,
+    beating: Option<thread::JoinHandle<()>>,
     asked: usize,
     timeout: Duration,
     failed: bool,
@@ -76,6 +77,7 @@ impl Session {
             ranks: Ranks { folder: folder.clone(), count: job.pipeline.devices },
             children: Vec::new(),
             alive: Arc::new(AtomicBool::new(true)),
+            beating: None,
             asked: 0,
             timeout,
             failed: false,
@@ -112,7 +114,7 @@ impl Session {
     }
 
     /// Shows the ranks that the tuner lives, for as long as it does.
-    fn beat(&self) -> Result<()> {
+    fn beat(&mut self) -> Result<()> {
         let (path, alive) = (self.ranks.folder.join("alive"), Arc::clone(&self.alive));
         file::write_text(&path, "0").map_err(Error::write)?;
         let beat = move || {
@@ -126,7 +128,8 @@ impl Session {
             }
         };
         let thread = thread::Builder::new().name("torchrun-alive".to_owned()).spawn(beat);
-        thread.map(drop).map_err(|e| Error::failed(format!("cannot start a thread: {e}")))
+        self.beating = Some(thread.map_err(|e| Error::failed(format!("cannot start a thread: {e}")))?);
+        Ok(())
     }
 
     /// Who runs what.
@@ -244,6 +247,11 @@ impl Session {
             let _ = child.wait();
         }
         self.alive.store(false, Ordering::SeqCst);
+        if let Some(beating) = self.beating.take() {
+            beating.thread().unpark();
+            // It returns nothing and cannot panic.
+            let _ = beating.join();
+        }
         if !self.failed {
             // Logs of what went well; a folder that stays does no harm.
             let _ = std::fs::remove_dir_all(&self.ranks.folder);
