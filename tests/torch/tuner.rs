@@ -89,7 +89,8 @@ fn the_tuner_survives_a_rank_that_runs_out_of_memory_and_one_that_dies_and_conve
         " ran out of memory: OutOfMemory: stage 0",
         "for device 0 from now on",
         "error: rank 1 on ",
-        " was ended by signal 9\n  rank-1.log | ",
+        " was ended by signal 9\n",
+        "rank-1.log | ",
         "see `dmesg`",
         "--resume goes on from there",
     ] {
@@ -98,7 +99,7 @@ fn the_tuner_survives_a_rank_that_runs_out_of_memory_and_one_that_dies_and_conve
     assert!(stdout(&output).contains("Failed after"), "{}", stdout(&output));
     let summary: Summary = read(&out.join("summary.yaml"));
     assert_eq!(summary.stop, StopReason::Failed);
-    assert!(summary.failure.is_some_and(|failure| said.contains(&failure)));
+    assert!(summary.failure.is_some_and(|failure| failure.lines().next().is_some_and(|line| said.contains(line))));
     optpipe().arg("check").arg(out.join("problem.yaml")).arg(out.join("schedule.yaml")).assert().success();
     assert_eq!(left_over(&out), Vec::<String>::new());
 
@@ -167,7 +168,7 @@ fn a_rank_that_hangs_is_named_and_nodes_are_started_by_the_launcher() {
     for words in [
         "timed out: nothing after `running: step ",
         "` within 20.0 s; no answer from rank 1 on ",
-        "\n  rank-0.log | ",
+        "rank-0.log | ",
         "run.timeout allows for more time",
     ] {
         assert!(said.contains(words), "{words} in {said}");
