@@ -17,13 +17,16 @@ tune:
 
 # Compiling the kernels takes NVRTC. Without it their tests are skipped, unless OPTPIPE_REQUIRE_NVRTC is 1.
 # What is exported for PyTorch is run by PyTorch: without it the tests fail.
-# PyTorch comes while the tests are built.
+# PyTorch comes while the tests are built. The report's page is tried in Chromium: without it that test is skipped,
+# unless OPTPIPE_REQUIRE_CHROMIUM is 1.
 test: setup
 	@mkdir -p target
 	@$(with_env) { .ci/torch >target/torch-python & torch=$$!; \
 		cargo test --release --workspace --no-run || exit 1; wait $$torch || exit 1; \
 		OPTPIPE_TORCH_PYTHON=$$(cat target/torch-python); export OPTPIPE_TORCH_PYTHON; \
-		if nvrtc=$$(.ci/nvrtc); then export LD_LIBRARY_PATH="$$nvrtc"; fi; cargo test --release --workspace; }
+		if nvrtc=$$(.ci/nvrtc); then export LD_LIBRARY_PATH="$$nvrtc"; fi; \
+		if chromium=$$(.ci/chromium); then export OPTPIPE_CHROMIUM="$$chromium"; fi; \
+		cargo test --release --workspace; }
 
 build: setup
 	@$(with_env) cargo build --release --workspace

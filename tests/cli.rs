@@ -179,6 +179,8 @@ fn schemas_are_printed_for_every_file() {
         "measured",
         "rehearsed",
         "round",
+        "solve",
+        "sensitivity",
         "summary",
         "tune",
         "search",

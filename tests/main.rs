@@ -11,5 +11,6 @@ mod gpus;
 mod help;
 mod hostile;
 mod rehearse;
+mod report;
 mod search;
 mod tune;

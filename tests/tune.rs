@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{data, no_cache, optpipe, stderr, stdout, tiny_job};
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 12] = [
     "hardware.yaml",
     "profile.yaml",
     "problem.yaml",
@@ -14,7 +14,9 @@ const FILES: [&str; 10] = [
     "summary.yaml",
     "trace.json",
     "timeline.svg",
+    "report.html",
     "rounds/01/problem.yaml",
+    "rounds/01/solve.yaml",
     "rounds/01/measured.yaml",
     "rounds/01/round.yaml",
 ];
@@ -76,6 +78,7 @@ fn a_tune_ends_with_a_table_and_every_file() {
     }
     assert!(stderr(&output).contains("round 1: predicted"), "{}", stderr(&output));
     assert_complete(&out);
+    assert!(out.join("sensitivity.yaml").exists());
 
     // Finished: resuming shows the same, starting again is refused, another job too.
     let resumed =

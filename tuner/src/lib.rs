@@ -1,5 +1,6 @@
 //! The parts of the binary `optpipe`: the loop, the runner, export, report.
 
+pub mod analysis;
 pub mod cache;
 pub mod cli;
 pub mod error;
@@ -11,8 +12,10 @@ pub mod plan;
 pub mod progress;
 pub mod rehearsed;
 mod replay;
+pub mod report;
 pub mod runner;
 pub mod sensitivity;
+pub mod solved;
 pub mod structure;
 pub mod summary;
 pub mod table;

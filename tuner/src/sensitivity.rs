@@ -17,6 +17,9 @@ use crate::error::Result;
 use crate::progress::Progress;
 use crate::text;
 
+pub mod file;
+pub mod front;
+
 /// What is added to a device's memory: 1 GiB.
 pub const MEMORY: u64 = 1 << 30;
 /// By how much the bandwidth to and from the host grows.
@@ -240,5 +243,26 @@ mod tests {
         let gain = |of: Change| short.changes.iter().find(|change| change.change == of).unwrap().gain;
         assert!(gain(Change::Memory { bytes: MEMORY }) > 0.05, "{short:?}");
         assert_eq!(gain(Change::HostBandwidth { share: BANDWIDTH }), 0.0, "{short:?}");
+    }
+
+    #[test]
+    fn more_memory_is_never_slower_and_our_own_limit_is_a_point_of_the_front() {
+        let problem = tight((16 << 30) - 1, 150);
+        let (options, never) = (SolveOptions::default(), AtomicBool::new(false));
+        let limit = Duration::from_millis(50);
+        let solution =
+            solve(&problem, &SolveOptions { time_limit: limit, ..options.clone() }, &mut |_| {}, &never).unwrap();
+        let progress = Progress::new(true);
+        let front = front::memory_time(&problem, &solution.schedule, &options, limit, &progress, &never).unwrap();
+        assert!(front.ours.windows(2).all(|p| p[0].memory < p[1].memory && p[0].makespan_ns >= p[1].makespan_ns));
+        assert!(front.ours.iter().all(|point| point.bound_ns <= point.makespan_ns));
+        let own = front.ours.iter().find(|point| point.memory == 1.0).unwrap();
+        assert!(own.makespan_ns <= solution.makespan_ns);
+        // Where a textbook schedule fits, we are at least as good.
+        assert!(front.methods.iter().any(|method| method.method == "1f1b"));
+        let most = front.ours.last().unwrap();
+        for method in front.methods.iter().filter(|method| method.memory <= most.memory) {
+            assert!(most.makespan_ns <= method.makespan_ns, "{method:?} {most:?}");
+        }
     }
 }

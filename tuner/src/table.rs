@@ -20,6 +20,12 @@ pub fn table<S: Into<String>>(heading: impl IntoIterator<Item = S>, rows: Vec<Ve
 
 /// What a tune found, against the textbook schedules.
 pub fn comparison(summary: &Summary) -> Table {
+    let (heading, rows) = comparison_cells(summary);
+    table(heading, rows)
+}
+
+/// The heading and the rows of [`comparison`].
+pub fn comparison_cells(summary: &Summary) -> (Vec<String>, Vec<Vec<String>>) {
     let outcomes: Vec<&Outcome> = std::iter::once(&summary.best).chain(&summary.textbook).collect();
     let heading = std::iter::once(String::new()).chain(outcomes.iter().map(|outcome| title(&outcome.name)));
     let row = |name: String, cell: &dyn Fn(&Outcome) -> Option<String>| {
@@ -55,16 +61,21 @@ pub fn comparison(summary: &Summary) -> Table {
         o.predicted.as_ref()?;
         Some(if o.fits() { "yes" } else { "no" }.to_owned())
     }));
-    table(heading, rows)
+    (heading.collect(), rows)
 }
 
 /// A schedule's name as people write it.
-fn title(name: &str) -> String {
+pub fn title(name: &str) -> String {
     match name {
         "optpipe" => "OptPipe",
         "gpipe" => "GPipe",
         "1f1b" => "1F1B",
+        "interleaved" => "interleaved 1F1B",
         "zb-h1" => "ZB-H1",
+        "zb-h2" => "ZB-H2",
+        "zb-v" => "ZB-V",
+        "v-half" => "V-Half",
+        "v-min" => "V-Min",
         other => other,
     }
     .to_owned()
@@ -72,6 +83,12 @@ fn title(name: &str) -> String {
 
 /// Every round on a line.
 pub fn rounds(summary: &Summary) -> Table {
+    let (heading, rows) = round_cells(summary);
+    table(heading, rows)
+}
+
+/// The heading and the rows of [`rounds`].
+pub fn round_cells(summary: &Summary) -> (Vec<String>, Vec<Vec<String>>) {
     let rows = summary.rounds.iter().map(|round| {
         let best = if round.round == summary.best_round { " best" } else { "" };
         vec![
@@ -87,5 +104,5 @@ pub fn rounds(summary: &Summary) -> Table {
     });
     let heading =
         ["round", "predicted", "measured", "measured / predicted", "gain", "gap to bound", "offloaded", "found by"];
-    table(heading, rows.collect())
+    (heading.map(str::to_owned).to_vec(), rows.collect())
 }

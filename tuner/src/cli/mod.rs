@@ -15,6 +15,7 @@ mod input;
 mod man;
 mod profile;
 mod rehearse;
+mod report;
 mod run;
 mod schema;
 mod search;
@@ -59,6 +60,7 @@ enum Command {
     Run(run::Args),
     Rehearse(rehearse::Args),
     Export(export::Args),
+    Report(report::Args),
     Schema(schema::Args),
     Devices(devices::Args),
     Doctor(doctor::Args),
@@ -70,7 +72,7 @@ enum Command {
 pub fn main() -> ExitCode {
     // First of all, while this is the only thread: a device of the CPU backend computes on one core.
     if let Err(e) = optpipe_kernels::cpu::init_threads(std::num::NonZeroUsize::MIN) {
-        return report(&Error::failed(e.to_string()));
+        return failed(&Error::failed(e.to_string()));
     }
     let filter = EnvFilter::try_from_env("OPTPIPE_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Rehearse(args) => rehearse::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Doctor(args) => doctor::run(&args),
@@ -95,12 +98,12 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&error),
+        Err(error) => failed(&error),
     }
 }
 
 /// Says on stderr what went wrong and returns its exit code.
-fn report(error: &Error) -> ExitCode {
+fn failed(error: &Error) -> ExitCode {
     tracing::debug!("{error:?}");
     // Where even stderr is closed only the exit code is left to say so.
     let _ = std::io::stderr().write_all(complaint::text(error).as_bytes());

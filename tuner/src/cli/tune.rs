@@ -18,7 +18,8 @@ use crate::{table, text};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The folder then holds schedule.yaml (the best measured schedule), problem.yaml, hardware.yaml,
-profile.yaml, summary.yaml, trace.json (ui.perfetto.dev), timeline.svg and rounds/NN/.
+profile.yaml, summary.yaml, report.html (all of it on a page), trace.json (ui.perfetto.dev), timeline.svg
+and rounds/NN/.
 What the job leaves `auto` is chosen before the first round, see `optpipe search`.
 Ctrl-C stops after writing the best so far; --resume goes on after that, or after a crash, with what
 the folder holds.

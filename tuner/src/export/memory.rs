@@ -18,25 +18,46 @@ pub fn memory_curves(problem: &Problem, bars: &Bars) -> Vec<Curve> {
     bars.devices.iter().zip(fixed).map(|(ops, &held)| curve(problem, held, ops, bars.grain)).collect()
 }
 
-fn curve(problem: &Problem, held: i64, ops: &[Bar], grain: i64) -> Curve {
-    let bytes = &problem.bytes;
+/// What one op does to its device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Change {
+    /// When, ns.
+    pub time: i64,
+    /// Bytes allocated; freed, where negative.
+    pub bytes: i64,
+    /// The op's place among those of its device.
+    pub op: usize,
+}
+
+/// What a device's ops do to its memory, in order of time; at one instant frees come first. `grain` is that of the
+/// ops' times.
+pub fn changes(problem: &Problem, ops: &[Bar], grain: i64) -> Vec<Change> {
+    let sizes = &problem.bytes;
     // What an op frees is free a little before its end is noted, and never before its start.
-    let freed = |op: &Bar| op.start.max(op.end - grain);
-    let mut changes: Vec<(i64, i64)> = ops
+    let freed = |bar: &Bar| bar.start.max(bar.end - grain);
+    let mut changes: Vec<Change> = ops
         .iter()
-        .map(|op| match op.kind {
-            OpKind::F => (op.start, bytes.activation[op.stage]),
-            OpKind::B => (freed(op), bytes.weight_context[op.stage] - bytes.activation[op.stage]),
-            OpKind::W => (freed(op), -bytes.weight_context[op.stage]),
-            OpKind::O => (freed(op), -bytes.offloadable[op.stage]),
-            OpKind::R => (op.start, bytes.offloadable[op.stage]),
+        .enumerate()
+        .map(|(op, bar)| {
+            let (time, bytes) = match bar.kind {
+                OpKind::F => (bar.start, sizes.activation[bar.stage]),
+                OpKind::B => (freed(bar), sizes.weight_context[bar.stage] - sizes.activation[bar.stage]),
+                OpKind::W => (freed(bar), -sizes.weight_context[bar.stage]),
+                OpKind::O => (freed(bar), -sizes.offloadable[bar.stage]),
+                OpKind::R => (bar.start, sizes.offloadable[bar.stage]),
+            };
+            Change { time, bytes, op }
         })
         .collect();
     changes.sort_unstable();
+    changes
+}
+
+fn curve(problem: &Problem, held: i64, ops: &[Bar], grain: i64) -> Curve {
     let mut curve: Curve = vec![(0, held)];
     let mut now = held;
-    for (time, change) in changes {
-        now += change;
+    for Change { time, bytes, .. } in changes(problem, ops, grain) {
+        now += bytes;
         match curve.last_mut() {
             Some(last) if time - last.0 <= grain => last.1 = now,
             _ => curve.push((time, now)),

@@ -20,10 +20,12 @@ mod curve;
 mod legend;
 mod panel;
 mod style;
-mod text;
+pub(crate) mod text;
 
 use boxes::Detail;
+pub(crate) use boxes::chunks;
 use panel::{Canvas, Look, Panel};
+pub(crate) use style::colour;
 use text::{escape, fit, num};
 
 /// What the picture says about itself, and its size.
@@ -35,14 +37,24 @@ pub struct TimelineOptions {
     pub subtitle: String,
     /// Width in pixels, at least 480; the height follows from the devices.
     pub width: f64,
+    /// About so many boxes and points of curves are drawn; where there are more ops, columns show their shares of
+    /// time.
+    pub most_boxes: usize,
 }
 
 impl Default for TimelineOptions {
     fn default() -> Self {
-        TimelineOptions { title: "Pipeline schedule".to_owned(), subtitle: String::new(), width: 1000.0 }
+        TimelineOptions {
+            title: "Pipeline schedule".to_owned(),
+            subtitle: String::new(),
+            width: 1000.0,
+            most_boxes: MOST_BOXES,
+        }
     }
 }
 
+/// Boxes in a picture of at most about 2 MB.
+const MOST_BOXES: usize = 70_000;
 /// Distance of everything from the picture's edge.
 const MARGIN: f64 = 16.0;
 /// Room for the names left of the rows.
@@ -72,7 +84,7 @@ impl Scale {
 }
 
 /// The text of `timeline.svg`: the schedule, and below it on the same scale the measurement if there
-/// is one. At most about 2 MB: where there are too many ops for that, columns show their shares
+/// is one. With the default options at most about 2 MB: where there are too many ops for that, columns show their shares
 /// of time, and the picture says so.
 ///
 /// # Errors
@@ -100,9 +112,9 @@ fn draw(problem: &Problem, panels: &[Panel], options: &TimelineOptions) -> Strin
     let chunks = boxes::chunks(problem);
     let most_chunks = chunks.iter().max().map_or(1, |c| c + 1);
     let rows = panels.len() * problem.devices;
-    let look = Look::of(problem, panels, &scale, rows);
+    let look = Look::of(problem, panels, &scale, rows, options.most_boxes);
     let lanes = if look.copies { 3 } else { 1 };
-    let detail = Detail::of(panels.iter().map(Panel::ops).sum(), rows * lanes);
+    let detail = Detail::of(panels.iter().map(Panel::ops).sum(), rows * lanes, options.most_boxes);
 
     let mut body = String::new();
     let room = width - 2.0 * MARGIN;

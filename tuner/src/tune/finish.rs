@@ -6,20 +6,25 @@ use std::sync::atomic::Ordering;
 use optpipe_configs::file;
 use optpipe_configs::hardware::Hardware;
 use optpipe_configs::profile::Profile;
+use optpipe_solver::solve::SolveOptions;
 
 use super::{Done, Tuning, best, tokens_per_step};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::plan::Plan;
+use crate::report;
+use crate::sensitivity::{self, file::SensitivityFile};
 use crate::summary::{Cost, Outcome, StopReason, Summary};
 
 /// What the files of the folder hold.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 12] = [
     ("schedule.yaml", "the best measured schedule"),
     ("problem.yaml", "the problem it solves"),
     ("hardware.yaml", "calibration of copies and devices"),
     ("profile.yaml", "times and bytes of the layers"),
     ("summary.yaml", "this summary"),
+    ("report.html", "all of it on a page: timeline, comparison, why"),
+    ("sensitivity.yaml", "what more memory or bandwidth would buy"),
     ("trace.json", "predicted and measured, for Perfetto"),
     ("timeline.svg", "the schedule as a picture"),
     ("structure/", "what the structure search looked at, and the layers at every microbatch size"),
@@ -50,6 +55,7 @@ impl Tuning<'_> {
         let yaml = file::read_text(&self.folder.round(round.round, "schedule.yaml"))?;
         file::write_text(&self.folder.path("schedule.yaml"), &yaml).map_err(Error::write)?;
         self.pictures(best)?;
+        self.sensitivity(best)?;
 
         let summary = Summary {
             version: file::VERSION,
@@ -87,13 +93,40 @@ impl Tuning<'_> {
             memory: plan.memory.clone(),
             files: FILES
                 .iter()
-                .filter(|(name, _)| *name == "summary.yaml" || self.folder.path(name.trim_end_matches('/')).exists())
+                .filter(|(name, _)| {
+                    // These two are written last.
+                    matches!(*name, "summary.yaml" | "report.html")
+                        || self.folder.path(name.trim_end_matches('/')).exists()
+                })
                 .map(|(name, what)| ((*name).to_owned(), (*what).to_owned()))
                 .collect::<BTreeMap<_, _>>(),
         };
         self.folder.write("summary.yaml", &summary)?;
+        let page = report::html(&report::Run::read(self.folder.root())?)?;
+        file::write_text(&self.folder.path("report.html"), &page).map_err(Error::write)?;
         self.progress.done();
         Ok(summary)
+    }
+
+    /// What more memory or bandwidth would buy for the best schedule, unless the folder has it, or the user wants
+    /// to stop.
+    fn sensitivity(&self, best: &Done) -> Result<()> {
+        let known = self.folder.read::<SensitivityFile>("sensitivity.yaml")?;
+        if known.is_some_and(|known| known.is_about(&best.problem, &best.schedule)) {
+            return Ok(());
+        }
+        let of_solve = self.job.time_limit().map_err(|invalid| Error::invalid("job", invalid))?;
+        let options = SolveOptions {
+            seed: self.job.solver.seed,
+            iterations: Some(self.job.solver.iterations).filter(|&n| n > 0),
+            ..SolveOptions::default()
+        };
+        let limit = sensitivity::file::time_limit(of_solve);
+        let (problem, schedule) = (&best.problem, &best.schedule);
+        match SensitivityFile::solve(problem, schedule, &options, limit, self.progress, self.cancel)? {
+            Some(found) => self.folder.write("sensitivity.yaml", &found),
+            None => Ok(()),
+        }
     }
 
     fn pictures(&self, best: &Done) -> Result<()> {

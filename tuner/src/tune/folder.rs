@@ -58,12 +58,14 @@ pub struct Folder {
 const MARKER: &str = "tune.yaml";
 const LOCK: &str = ".lock";
 /// What a tune writes, beside the marker and the lock. Folders end in a slash.
-const OURS: [&str; 11] = [
+const OURS: [&str; 13] = [
     "hardware.yaml",
     "profile.yaml",
     "problem.yaml",
     "schedule.yaml",
     "summary.yaml",
+    "report.html",
+    "sensitivity.yaml",
     "trace.json",
     "timeline.svg",
     "structure/",

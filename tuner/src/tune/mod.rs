@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 use crate::measured::Measured;
 use crate::plan::{self, Plan};
 use crate::progress::Progress;
+use crate::solved::Solved;
 use crate::summary::{Observed, Predicted, Round, StopReason, Summary};
 use crate::text;
 use folder::Folder;
@@ -268,6 +269,7 @@ impl Tuning<'_> {
         if let Some(hit) = hit {
             self.progress.line(&format!("round {number}: {hit}"));
         }
+        self.write_round(number, "solve.yaml", &Solved::of(&solution, hit))?;
         Ok(solution)
     }
 

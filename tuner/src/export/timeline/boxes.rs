@@ -25,24 +25,22 @@ pub(super) enum Detail {
 
 /// Ops up to which each is an element of its own.
 const MOST_ELEMENTS: usize = 2_500;
-/// Boxes up to which each op is drawn.
-pub(super) const MOST_BOXES: usize = 70_000;
 
 impl Detail {
-    /// For `ops` ops in `rows` rows.
-    pub(super) fn of(ops: usize, rows: usize) -> Detail {
+    /// For `ops` ops in `rows` rows, and at most about `boxes` boxes.
+    pub(super) fn of(ops: usize, rows: usize, boxes: usize) -> Detail {
         if ops <= MOST_ELEMENTS {
             Detail::Elements
-        } else if ops <= MOST_BOXES {
+        } else if ops <= boxes {
             Detail::Paths
         } else {
-            Detail::Columns((MOST_BOXES / rows.max(1)).clamp(50, 1000))
+            Detail::Columns((boxes / rows.max(1)).clamp(50, 1000))
         }
     }
 }
 
 /// The rank of each stage among the stages of its device.
-pub(super) fn chunks(problem: &Problem) -> Vec<usize> {
+pub(crate) fn chunks(problem: &Problem) -> Vec<usize> {
     let mut seen = vec![0; problem.devices];
     problem
         .placement

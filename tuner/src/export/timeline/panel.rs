@@ -14,9 +14,6 @@ use crate::export::memory::{Curve, memory_curves, peak};
 use crate::export::units;
 use crate::measured::Measured;
 
-/// Points of memory curves in the whole picture, about.
-const MOST_POINTS: usize = 30_000;
-
 /// Heights and font sizes, alike for all rows of a picture.
 pub(super) struct Look {
     compute: f64,
@@ -36,7 +33,7 @@ pub(super) struct Look {
 }
 
 impl Look {
-    pub(super) fn of(problem: &Problem, panels: &[Panel], scale: &Scale, rows: usize) -> Look {
+    pub(super) fn of(problem: &Problem, panels: &[Panel], scale: &Scale, rows: usize, most_boxes: usize) -> Look {
         let (compute, lane, memory, gap, memory_lines, memory_size) = match rows {
             ..=10 => (26.0, 11.0, 36.0, 16.0, 3, 10.0),
             11..=20 => (20.0, 7.0, 24.0, 10.0, 2, 9.5),
@@ -64,7 +61,7 @@ impl Look {
             label_size,
             copies: every().any(|bar| !bar.kind.is_compute()),
             numbered: label_fits("0", label_size, widest),
-            points: (MOST_POINTS / rows.max(1)).clamp(50, 2 * scale.width as usize),
+            points: (3 * most_boxes / 7 / rows.max(1)).clamp(50, 2 * scale.width as usize),
         }
     }
 

@@ -41,6 +41,13 @@ fn ink(rgb: [u8; 3]) -> &'static str {
     if (l + 0.05) / 0.05 > 1.05 / (l + 0.05) { "#000" } else { "#fff" }
 }
 
+/// The colour of an op of the `chunk`th of a device's `chunks` stages, and that of text on it.
+pub(crate) fn colour(kind: OpKind, chunk: usize, chunks: usize) -> [String; 2] {
+    let rgb = shade(kind, chunk, chunks);
+    let [r, g, b] = rgb;
+    [format!("#{r:02x}{g:02x}{b:02x}"), ink(rgb).to_owned()]
+}
+
 /// The class of an op: `F0` for the forward of a device's first stage.
 pub(super) fn class(kind: OpKind, chunk: usize) -> String {
     format!("{}{chunk}", kind.letter())
@@ -84,12 +91,10 @@ pub(super) fn sheet(chunks: usize) -> String {
     css.push_str("}\n");
     for kind in [OpKind::F, OpKind::B, OpKind::W, OpKind::O, OpKind::R] {
         for chunk in 0..chunks.max(1) {
-            let rgb = shade(kind, chunk, chunks);
-            let [r, g, b] = rgb;
-            let (class, ink) = (class(kind, chunk), ink(rgb));
-            let _ = writeln!(css, ".optpipe rect.{class}{{fill:#{r:02x}{g:02x}{b:02x}}}");
-            let _ = writeln!(css, ".optpipe path.{class}{{stroke:#{r:02x}{g:02x}{b:02x};fill:none}}");
-            let _ = writeln!(css, ".optpipe path.{class}.area{{fill:#{r:02x}{g:02x}{b:02x};stroke:none}}");
+            let (class, [fill, ink]) = (class(kind, chunk), colour(kind, chunk, chunks));
+            let _ = writeln!(css, ".optpipe rect.{class}{{fill:{fill}}}");
+            let _ = writeln!(css, ".optpipe path.{class}{{stroke:{fill};fill:none}}");
+            let _ = writeln!(css, ".optpipe path.{class}.area{{fill:{fill};stroke:none}}");
             let _ = writeln!(css, ".optpipe text.{class}{{fill:{ink}}}");
         }
     }

@@ -20,7 +20,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// A coordinate with at most two decimals and no trailing zeros.
-pub(super) fn num(x: f64) -> String {
+pub(crate) fn num(x: f64) -> String {
     let mut text = format!("{x:.2}");
     text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
     if text == "-0" { "0".to_owned() } else { text }
@@ -28,7 +28,7 @@ pub(super) fn num(x: f64) -> String {
 
 /// Upper estimate of a text's width, in pixels: fonts differ, and what is too wide would cover its
 /// neighbour.
-pub(super) fn width(text: &str, size: f64) -> f64 {
+pub(crate) fn width(text: &str, size: f64) -> f64 {
     let ems: f64 = text
         .chars()
         .map(|c| match c {
