@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::IsTerminal;
+use std::ops::Range;
 
 use miette::{
     GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report, ThemeCharacters,
@@ -22,34 +23,36 @@ pub(super) fn text(error: &Error) -> String {
 }
 
 fn render(error: &Error, framed: bool, coloured: bool) -> String {
-    let styles = if coloured { ThemeStyles::ansi() } else { ThemeStyles::none() };
-    let mut characters = if framed { ThemeCharacters::unicode() } else { ThemeCharacters::ascii() };
-    characters.error = "error:".to_owned();
-    let theme = GraphicalTheme { characters, styles };
-    // What is wrong stays on one line, for those who search in logs.
-    let handler = GraphicalReportHandler::new_themed(theme).with_width(usize::MAX).with_context_lines(1);
-    let diagnostic = MietteDiagnostic::new(error.to_string());
-    let report = match error.place().and_then(marked) {
-        Some((name, text, mark)) => {
-            let label = LabeledSpan::underline(mark);
-            Report::new(diagnostic.with_label(label)).with_source_code(NamedSource::new(name, text))
-        }
-        None => Report::new(diagnostic),
+    let mut out = match error.place().and_then(marked) {
+        Some(shown) => excerpt(error, shown, framed, coloured),
+        None => format!("error: {error}\n"),
     };
-    let mut out = String::new();
-    if handler.render_report(&mut out, report.as_ref()).is_err() {
-        out = format!("error: {error}\n");
-    }
-    let mut out = out.trim_start().trim_end().to_owned() + "\n";
     if let Some(hint) = error.advice() {
         out.push_str(&format!("hint: {hint}\n"));
     }
     out
 }
 
+/// The error with the line to blame.
+fn excerpt(error: &Error, (name, text, mark): (String, String, Range<usize>), framed: bool, coloured: bool) -> String {
+    let styles = if coloured { ThemeStyles::ansi() } else { ThemeStyles::none() };
+    let mut characters = if framed { ThemeCharacters::unicode() } else { ThemeCharacters::ascii() };
+    characters.error = "error:".to_owned();
+    let theme = GraphicalTheme { characters, styles };
+    // What is wrong stays on one line, for those who search in logs.
+    let handler = GraphicalReportHandler::new_themed(theme).with_width(usize::MAX).with_context_lines(1);
+    let diagnostic = MietteDiagnostic::new(error.to_string()).with_label(LabeledSpan::underline(mark));
+    let report = Report::new(diagnostic).with_source_code(NamedSource::new(name, text));
+    let mut out = String::new();
+    match handler.render_report(&mut out, report.as_ref()) {
+        Ok(()) => out.trim().to_owned() + "\n",
+        Err(_) => format!("error: {error}\n"),
+    }
+}
+
 /// The file's name, its text and the bytes to mark; nothing where the file is not there any more, or as a reader
 /// cannot make use of.
-fn marked(place: &Place) -> Option<(String, String, std::ops::Range<usize>)> {
+fn marked(place: &Place) -> Option<(String, String, Range<usize>)> {
     let text = file::read_text(&place.path).ok()?;
     let start = text.split_inclusive('\n').take(place.line.checked_sub(1)?).map(str::len).sum::<usize>();
     let line = text.get(start..)?.lines().next()?;
