@@ -233,6 +233,42 @@ fn doctor_looks_at_the_machine_and_changes_nothing() {
 }
 
 #[test]
+fn explain_accounts_for_every_device_all_the_time() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let schedule = folder.path().join("schedule.yaml");
+    optpipe()
+        .arg("solve")
+        .arg(instance("l_p4m5_offload_pays"))
+        .args(["--time-limit", "2s", "-q", "-o"])
+        .arg(&schedule)
+        .assert()
+        .success();
+    let explain = |more: &[&str]| {
+        let mut explain = optpipe();
+        explain.arg("explain").arg(&schedule).args(more);
+        explain
+    };
+    let problem = instance("l_p4m5_offload_pays").display().to_string();
+    let output = explain(&["--problem", &problem, "--json"]).output().expect("runs");
+    let found = json(&output);
+    let devices = found["devices"].as_array().expect("a list");
+    assert_eq!(devices.len(), 4);
+    for device in devices {
+        let idle = device["idle"].as_object().expect("causes");
+        let all: i64 = idle.values().map(|ns| ns.as_i64().expect("a time")).sum();
+        assert_eq!(all + device["busy_ns"].as_i64().expect("a time"), found["makespan_ns"].as_i64().expect("a time"));
+    }
+    let words = stdout(&explain(&["--problem", &problem]).output().expect("runs"));
+    for device in 0..4 {
+        assert!(words.contains(&format!("Device {device} holds stage {device}.")), "{words}");
+    }
+    // No problem named and none beside it; one that the schedule does not solve.
+    refuses(&mut explain(&[]), &["schedule.yaml", "--problem"]);
+    let other = instance("a_spec_example").display().to_string();
+    refuses(&mut explain(&["--problem", &other]), &["schedule.yaml", "optpipe check"]);
+}
+
+#[test]
 fn a_watched_problem_gets_its_schedule_whatever_was_measured() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let at = |name: &str| folder.path().join(name);

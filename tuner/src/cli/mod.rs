@@ -8,6 +8,7 @@ mod complaint;
 mod completions;
 mod devices;
 mod doctor;
+mod explain;
 mod export;
 mod gpus;
 mod init;
@@ -56,6 +57,7 @@ enum Command {
     Search(search::Args),
     Solve(solve::Args),
     Check(check::Args),
+    Explain(explain::Args),
     Compare(compare::Args),
     Run(run::Args),
     Rehearse(rehearse::Args),
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Search(args) => search::run(&args),
         Command::Solve(args) => solve::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Rehearse(args) => rehearse::run(&args),
