@@ -40,7 +40,7 @@ const SCRIPT: [&str; 3] =
 /// Bad input: a schedule or a measurement that is not one of its problem.
 pub fn html(run: &Run) -> Result<String> {
     let shown = shown::all(run)?;
-    let (data, left_out) = timeline::data(run, &shown);
+    let (data, left_out) = timeline::data(&shown);
     let ours = &shown[0];
     let compared: Vec<&shown::Shown<'_>> = shown[1..].iter().filter(|shown| shown.problem == ours.problem).collect();
     let verdict = verdict::Verdict::of(run);

@@ -24,6 +24,7 @@ use serde::Serialize;
 
 use crate::analysis::{Cause, OpPlace, waits};
 use crate::export::bars::{Bar, Bars};
+use crate::export::timeline::chunks;
 
 /// One schedule of the page's timeline, predicted or measured.
 #[derive(Debug, Clone, Serialize)]
@@ -62,8 +63,9 @@ fn unit_ns(bars: &Bars) -> i64 {
     unit
 }
 
-/// Packs the ops of a run with what each waited for. `chunks` is the rank of each stage among its device's.
-pub(super) fn pack(problem: &Problem, bars: &Bars, chunks: &[usize], measured: bool) -> Packed {
+/// Packs the ops of a run with what each waited for.
+pub(super) fn pack(problem: &Problem, bars: &Bars, measured: bool) -> Packed {
+    let chunks = chunks(problem);
     let unit = unit_ns(bars);
     let near = if unit > 1 { NEAR } else { 0 };
     let waits = waits(problem, bars);
@@ -88,7 +90,7 @@ pub(super) fn pack(problem: &Problem, bars: &Bars, chunks: &[usize], measured: b
                 let bar = &bars.devices[device][index];
                 let round = |ns: i64| (ns + unit / 2) / unit;
                 let (from, to) = (round(bar.start), round(bar.end));
-                let class = class(bar, chunks, most_chunks);
+                let class = class(bar, &chunks, most_chunks);
                 let microbatch = bar.microbatch as i64;
                 let other = microbatch - std::mem::replace(&mut expected[class], microbatch + 1);
                 let length = round(problem.duration(bar.kind, bar.stage));

@@ -108,6 +108,14 @@ impl Run {
             let devices = self.best().problem.devices;
             return refused("devices", format!("expected the problem's {devices}, found {}", self.summary.devices));
         }
+        for files in &self.rounds {
+            if files.problem.devices != self.summary.devices {
+                let place = folder.join("rounds").join(format!("{:02}", files.round.round)).join("problem.yaml");
+                let (devices, found) = (self.summary.devices, files.problem.devices);
+                let message = format!("expected the summary's {devices}, found {found}");
+                return Err(FileError::field(&place, "devices", message).into());
+            }
+        }
         let (best, found) = (self.best(), self.sensitivity.as_ref());
         if found.is_some_and(|found| !found.is_about(&best.problem, &best.schedule)) {
             self.sensitivity = None;

@@ -41,15 +41,13 @@ fn most_chunks(ranks: &[usize]) -> usize {
 }
 
 /// What the script reads, as text that can stand in a page; and the names of what was left out.
-pub(super) fn data(run: &Run, all: &[Shown<'_>]) -> (String, Vec<String>) {
-    let problem = &run.best().problem;
-    let ranks = chunks(problem);
-    let most = most_chunks(&ranks);
+pub(super) fn data(all: &[Shown<'_>]) -> (String, Vec<String>) {
+    let most = all.iter().map(|shown| most_chunks(&chunks(shown.problem))).max().unwrap_or(1);
     let mut problems: Vec<&Problem> = Vec::new();
     let mut schedules: Vec<Value> = Vec::new();
     let (mut left_out, mut size) = (Vec::new(), 0);
     for (i, shown) in all.iter().enumerate() {
-        let packed = pack(shown.problem, &shown.bars, &ranks, shown.is_measured());
+        let packed = pack(shown.problem, &shown.bars, shown.is_measured());
         if i >= 1 && size + packed.size() > MOST_DATA {
             left_out.push(shown.name.clone());
             continue;
@@ -81,6 +79,7 @@ pub(super) fn data(run: &Run, all: &[Shown<'_>]) -> (String, Vec<String>) {
             json!({
                 "devices": problem.devices,
                 "placement": problem.placement,
+                "chunks": chunks(problem),
                 "microbatches": problem.microbatches,
                 "split_backward": problem.split_backward,
                 "time_ns": problem.time_ns,
@@ -90,7 +89,6 @@ pub(super) fn data(run: &Run, all: &[Shown<'_>]) -> (String, Vec<String>) {
         .collect();
     let data = json!({
         "version": 1,
-        "chunks": ranks,
         "colours": colours,
         "problems": problems,
         "schedules": schedules,

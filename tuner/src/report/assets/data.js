@@ -34,12 +34,13 @@ const optpipe = {};
   const LENGTHS = { F: "forward", B: "backward_input", W: "backward_weight", O: "offload", R: "reload" };
 
   // One schedule: its ops as columns of numbers, and for each device the range of its compute, offloads, reloads.
-  function unpack(schedule, problem, chunks) {
+  function unpack(schedule, problem) {
     const { packed } = schedule;
+    const { chunks } = problem;
     const n = packed.ops;
     const ops = {
       start: new Float64Array(n), end: new Float64Array(n), kind: new Uint8Array(n), stage: new Uint32Array(n),
-      microbatch: new Uint32Array(n), device: new Uint32Array(n), cause: new Uint8Array(n), on: new Int32Array(n).fill(-1),
+      microbatch: new Uint32Array(n), device: new Uint32Array(n), chunk: new Uint32Array(n), cause: new Uint8Array(n), on: new Int32Array(n).fill(-1),
     };
     const stages = Array.from({ length: problem.devices }, () => []);
     problem.placement.forEach((device, stage) => { stages[device][chunks[stage]] = stage; });
@@ -62,18 +63,16 @@ const optpipe = {};
           const microbatch = last[group] + 1 + (head & 4 ? reader.signed() : 0);
           last[group] = microbatch;
           const start = end + (head & 2 ? reader.signed() : 0);
+          // Rounded as pack.rs does.
           const predicted = problem.time_ns[LENGTHS[KINDS[kind]]][stage];
-          if (packed.measured) {
-            end = start + Math.floor((predicted + Math.floor(unit / 2)) / unit) + reader.signed();
-          } else {
-            end = start + predicted;
-          }
+          end = start + Math.floor((predicted + Math.floor(unit / 2)) / unit) + (packed.measured ? reader.signed() : 0);
           ops.start[i] = start * unit;
           ops.end[i] = end * unit;
           ops.kind[i] = kind;
           ops.stage[i] = stage;
           ops.microbatch[i] = microbatch;
           ops.device[i] = device;
+          ops.chunk[i] = group % most;
           ops.cause[i] = head & 1 ? reader.unsigned() : QUEUE;
           if (!(head & 1)) ops.on[i] = i - 1;
           else if (ops.cause[i] === QUEUE || ops.cause[i] === MEMORY) ops.on[i] = i + reader.signed();
@@ -90,7 +89,8 @@ const optpipe = {};
     }
     const unpacked = {
       name: schedule.name, problem, ops, lanes, path, count: n, makespan: packed.makespan_ns, measured: packed.measured,
-      grain: schedule.grain_ns, bubble: schedule.bubble, busy: schedule.busy_ns, peaks: schedule.measured_peaks, curves: [], places: null,
+      // Rounded ops that follow one another may seem to overlap.
+      grain: Math.max(schedule.grain_ns, unit > 1 ? 8 * unit : 0), bubble: schedule.bubble, busy: schedule.busy_ns, peaks: schedule.measured_peaks, curves: [], places: null,
       copies: lanes.some(([, o, r]) => o[1] > o[0] || r[1] > r[0]),
     };
     for (let i = 0; i < n; i++) {
@@ -199,9 +199,9 @@ const optpipe = {};
     const schedules = data.schedules.map((schedule) => {
       let unpacked;
       // Not before it is looked at.
-      return { name: schedule.name, get: () => (unpacked ??= unpack(schedule, data.problems[schedule.problem], data.chunks)) };
+      return { name: schedule.name, get: () => (unpacked ??= unpack(schedule, data.problems[schedule.problem])) };
     });
-    return { chunks: data.chunks, colours: data.colours, schedules };
+    return { colours: data.colours, schedules };
   }
 
   Object.assign(optpipe, { KINDS, CAUSES, LENGTHS, load, find, curve, first, time, tick, size });

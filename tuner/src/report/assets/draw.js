@@ -77,7 +77,7 @@
     }
 
     colour(ops, i) {
-      return this.data.colours[KINDS[ops.kind[i]]][this.data.chunks[ops.stage[i]]];
+      return this.data.colours[KINDS[ops.kind[i]]][ops.chunk[i]];
     }
 
     boxes(context, schedule, low, high, x, band, view) {
@@ -108,7 +108,7 @@
       const scale = count / (view.to - view.from);
       const shares = new Map();
       for (let i = low; i < high; i++) {
-        const key = ops.kind[i] * 4096 + this.data.chunks[ops.stage[i]];
+        const key = ops.kind[i] * 4096 + ops.chunk[i];
         let share = shares.get(key);
         if (!share) shares.set(key, (share = { colour: this.colour(ops, i)[0], of: new Float32Array(count) }));
         const a = Math.max(0, (ops.start[i] - view.from) * scale);

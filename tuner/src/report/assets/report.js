@@ -430,7 +430,7 @@
     if (shown.length > 1 && state.differences) {
       items.push(item("slower", "over 10 % longer than above"), item("faster", "shorter"), item("moved", "after another op"));
     }
-    if (Math.max(...data.chunks) > 0) items.push(item("none", "lighter: later stages of a device"));
+    if (shown.some((schedule) => Math.max(...schedule.problem.chunks) > 0)) items.push(item("none", "lighter: later stages of a device"));
     element("legend").replaceChildren(...items);
   }
 
