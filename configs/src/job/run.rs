@@ -28,7 +28,7 @@ pub struct Run {
     pub python: String,
     /// torch: whose layers are trained.
     pub modules: Modules,
-    /// torch: a calibration, profile or run in which nothing gets done for so long counts as hung.
+    /// A run in which nothing gets done for so long counts as hung; with the engine torch a calibration or profile too.
     pub timeout: String,
     /// torch: nodes, each with an equal part of the devices. With more than one they share the folder that
     /// files are in.

@@ -101,6 +101,13 @@ impl Board {
         state.progress = Instant::now();
     }
 
+    /// Something other than a step begins. All threads are idle.
+    pub(super) fn begin_other(&self) {
+        let mut state = self.lock();
+        state.activities.fill(Activity::Free);
+        state.progress = Instant::now();
+    }
+
     /// Returns once all that `op` depends on has ended.
     pub(super) fn await_dependencies(&self, worker: usize, op: Op) -> Result<(), Stopped> {
         let mut state = self.lock();
@@ -233,7 +240,7 @@ impl Board {
         }
     }
 
-    /// Ends the run if no op has started or ended for this long.
+    /// Ends the run if nothing has started or ended for this long.
     pub(super) fn watch(&self, patience: Duration) {
         let mut state = self.lock();
         let after = state.progress.elapsed();
@@ -273,7 +280,7 @@ impl Board {
         for (activity, worker) in state.activities.iter().zip(&self.program.workers) {
             let _ = write!(text, "  {}: ", worker.worker);
             let _ = match *activity {
-                Activity::Free => writeln!(text, "between two ops"),
+                Activity::Free => writeln!(text, "outside of an op"),
                 Activity::Finished => writeln!(text, "has done its list"),
                 Activity::Running(op) => writeln!(text, "runs {}", OpName(op)),
                 Activity::Arriving(op) => writeln!(text, "{} waits for what another device sends", OpName(op)),

@@ -106,7 +106,7 @@ pub enum RunError {
         waits: String,
     },
     /// Nothing started or ended for too long.
-    #[error("no op started or ended for {after:?}:\n{waits}")]
+    #[error("nothing got done for {after:?}:\n{waits}")]
     Stalled {
         /// How long.
         after: Duration,

@@ -100,7 +100,8 @@ pub struct RunPlan<'a> {
     /// Bytes that each device sets aside for what an op needs while it runs, counted as held all the
     /// time; `None` for none.
     pub workspace: Option<&'a [u64]>,
-    /// The run ends with an error if no op starts or ends for this long.
+    /// The run ends with an error if nothing gets done for this long: no op starts or ends, the layers are not
+    /// built, the weights not updated.
     pub stall_timeout: Duration,
 }
 

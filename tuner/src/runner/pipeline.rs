@@ -125,8 +125,7 @@ impl Pipeline {
             pipeline.threads.push(thread);
         }
         drop(answer);
-        pipeline.tell(|| Command::Prepare);
-        pipeline.collect(cancel, None, |_| ())?;
+        pipeline.ask(|| Command::Prepare, cancel, |_| ())?;
         Ok(pipeline)
     }
 
@@ -137,14 +136,20 @@ impl Pipeline {
         }
     }
 
-    /// Takes one reply of every thread; ends the run if the caller wants it or, with a patience, if nothing
-    /// goes on for so long.
-    fn collect(
+    /// Has all threads do something between two steps, and takes a reply of each.
+    fn ask(
         &mut self,
+        command: impl Fn() -> Command,
         cancel: &AtomicBool,
-        patience: Option<Duration>,
-        mut take: impl FnMut(Reply),
+        take: impl FnMut(Reply),
     ) -> Result<(), RunError> {
+        self.shared.board.begin_other();
+        self.tell(command);
+        self.collect(cancel, take)
+    }
+
+    /// Takes one reply of every thread; ends the run if the caller wants it, or if nothing goes on for too long.
+    fn collect(&mut self, cancel: &AtomicBool, mut take: impl FnMut(Reply)) -> Result<(), RunError> {
         let mut missing = self.commands.len();
         let mut ended: Option<Instant> = None;
         while missing > 0 {
@@ -163,9 +168,7 @@ impl Pipeline {
             if cancel.load(Ordering::Relaxed) {
                 self.shared.board.fail(RunError::Cancelled);
             }
-            if let Some(patience) = patience {
-                self.shared.board.watch(patience);
-            }
+            self.shared.board.watch(self.stall_timeout);
             if self.shared.board.is_stopped() && ended.get_or_insert_with(Instant::now).elapsed() > GRACE {
                 // A thread is inside an op that does not return. It cannot be ended from outside; it ends
                 // with the process, and holds nothing that anyone waits for.
@@ -221,7 +224,7 @@ impl Pipeline {
         self.tell(|| Command::Step(Arc::clone(&batch)));
         let origin_ns = origin.duration_since(shared.clock).as_nanos() as u64;
         let mut executed = Executed { times: Vec::new(), loss: 0.0, offloaded_bytes: 0, origin_ns };
-        self.collect(cancel, Some(self.stall_timeout), |reply| {
+        self.collect(cancel, |reply| {
             if let Reply::Step { times, losses, offloaded } = reply {
                 executed.times.extend(times);
                 executed.loss += losses.iter().sum::<f64>() / microbatches as f64;
@@ -232,8 +235,7 @@ impl Pipeline {
             return Err(RunError::Diverged { step: self.steps as usize, loss: executed.loss });
         }
         if shared.model.tied_embeddings {
-            self.tell(|| Command::ShareTied);
-            self.collect(cancel, None, |_| ())?;
+            self.ask(|| Command::ShareTied, cancel, |_| ())?;
             self.stand_in_for_tied();
         }
         self.steps += 1;
@@ -264,8 +266,7 @@ impl Pipeline {
         let step = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let update = Update { optimizer: self.shared.optimizer, learning_rate: self.learning_rate, step };
         let start = Instant::now();
-        self.tell(|| Command::Update(update));
-        self.collect(cancel, None, |_| ())?;
+        self.ask(|| Command::Update(update), cancel, |_| ())?;
         Ok(start.elapsed().as_nanos() as u64)
     }
 
@@ -274,13 +275,16 @@ impl Pipeline {
     /// # Errors
     /// [`RunError::Cancelled`], and what copying them reports.
     pub fn gradients(&mut self, cancel: &AtomicBool) -> Result<Vec<NamedGradient>, RunError> {
-        self.tell(|| Command::Gradients);
         let mut list = Vec::new();
-        self.collect(cancel, None, |reply| {
-            if let Reply::Gradients(part) = reply {
-                list.extend(part);
-            }
-        })?;
+        self.ask(
+            || Command::Gradients,
+            cancel,
+            |reply| {
+                if let Reply::Gradients(part) = reply {
+                    list.extend(part);
+                }
+            },
+        )?;
         list.sort_by_key(|x| x.layer);
         Ok(list)
     }

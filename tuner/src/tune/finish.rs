@@ -102,8 +102,10 @@ impl Tuning<'_> {
                 .collect::<BTreeMap<_, _>>(),
         };
         self.folder.write("summary.yaml", &summary)?;
-        let page = report::html(&report::Run::read(self.folder.root())?)?;
-        file::write_text(&self.folder.path("report.html"), &page).map_err(Error::write)?;
+        // Everything that it shows is on disk: a page that fails is no failed tune.
+        if let Err(error) = self.page() {
+            self.progress.warn(&format!("no report.html: {error}; `optpipe report` makes it from the folder's files"));
+        }
         self.progress.done();
         Ok(summary)
     }
@@ -127,6 +129,11 @@ impl Tuning<'_> {
             Some(found) => self.folder.write("sensitivity.yaml", &found),
             None => Ok(()),
         }
+    }
+
+    fn page(&self) -> Result<()> {
+        let page = report::html(&report::Run::read(self.folder.root())?)?;
+        file::write_text(&self.folder.path("report.html"), &page).map_err(Error::write)
     }
 
     fn pictures(&self, best: &Done) -> Result<()> {

@@ -82,7 +82,7 @@ impl<'a> Local<'a> {
     /// # Errors
     /// What the runner reports.
     pub fn measure(&mut self, running: &Running<'_>, progress: &Progress, cancel: &AtomicBool) -> Result<Measured> {
-        let plan = plan(self.job, self.model, &self.backend, running);
+        let plan = plan(self.job, self.model, &self.backend, running)?;
         let mut on_step = |at: runner::RunProgress| {
             progress.update(&format!(
                 "running: step {} of {}, {}, loss {:.3}",
@@ -96,9 +96,12 @@ impl<'a> Local<'a> {
     }
 }
 
+/// What to do where tensors do not fit.
+const MORE_THAN_PROFILED: &str = "the tensors need more than the profile says: profile again, or raise memory_limit";
+
 /// How a schedule of a job runs.
-fn plan<'a>(job: &'a Job, model: &'a Model, backend: &Arc<dyn Backend>, running: &Running<'a>) -> RunPlan<'a> {
-    RunPlan {
+fn plan<'a>(job: &'a Job, model: &'a Model, backend: &Arc<dyn Backend>, running: &Running<'a>) -> Result<RunPlan<'a>> {
+    Ok(RunPlan {
         microbatch_size: running.microbatch_size,
         sequence_length: job.batch.sequence_length,
         precision: job.precision,
@@ -108,17 +111,37 @@ fn plan<'a>(job: &'a Job, model: &'a Model, backend: &Arc<dyn Backend>, running:
         steps: job.run.steps,
         enforce_capacity: running.enforce,
         workspace: running.workspace,
+        stall_timeout: job.run.timeout().map_err(|invalid| Error::invalid("job", invalid))?,
         ..RunPlan::new(model, running.layer_split, running.problem, running.schedule, Arc::clone(backend))
-    }
+    })
 }
 
 fn failed(error: RunError) -> Error {
+    let message = error.to_string();
     match error {
         RunError::Cancelled => Error::Interrupted(String::new()),
-        RunError::Plan { .. } | RunError::Schedule { .. } => Error::input(error.to_string()),
-        RunError::Static { .. } | RunError::Memory { .. } => Error::failed(error.to_string())
-            .hint("the tensors need more than the profile says: profile again, or raise memory_limit"),
-        other => Error::failed(other.to_string()),
+        RunError::Plan { .. } | RunError::Schedule { .. } => Error::input(message),
+        RunError::Static { .. } => Error::failed(message).hint(MORE_THAN_PROFILED),
+        RunError::Memory { device, held, capacity, .. } => Error::OutOfMemory {
+            device,
+            over_bytes: Some(held - capacity.min(held)),
+            message,
+            hint: MORE_THAN_PROFILED.to_owned(),
+        },
+        RunError::Stalled { .. } => {
+            let hint = "if ops may take so long, raise the job's run.timeout".to_owned();
+            Error::Lost { message, hint }
+        }
+        RunError::Diverged { .. } => Error::failed(message),
+        RunError::Backend(_)
+        | RunError::Budget { .. }
+        | RunError::Deadlock { .. }
+        | RunError::Op { .. }
+        | RunError::Panic { .. }
+        | RunError::Thread(_) => {
+            let hint = "run it again; if it comes back, OPTPIPE_LOG=debug says more".to_owned();
+            Error::Lost { message, hint }
+        }
     }
 }
 
@@ -135,7 +158,7 @@ pub fn rehearse(
     cancel: &AtomicBool,
 ) -> Result<Rehearsed> {
     let backend = open_devices(job, 1)?;
-    let plan = plan(job, model, &backend, running);
+    let plan = plan(job, model, &backend, running)?;
     let rehearsal = runner::rehearse(&plan, options, progress, cancel).map_err(failed)?;
     Ok(Rehearsed::new(&*backend, running.problem, running.schedule, rehearsal, plan.steps, options.tolerance))
 }
@@ -162,11 +185,14 @@ impl Machine for Local<'_> {
         cancel: &AtomicBool,
     ) -> Result<Measured> {
         let workspace: Vec<u64> = plan.memory.iter().map(|device| device.workspace).collect();
+        // Where the limit that is planned with was lowered, the user's is what counts.
+        let mut problem = problem.clone();
+        problem.bytes.capacity.clone_from(&plan.problem.bytes.capacity);
         let running = Running {
             layer_split: &plan.layer_split,
             microbatch_size: plan.microbatch_size,
             workspace: Some(&workspace),
-            problem,
+            problem: &problem,
             schedule,
             enforce,
         };

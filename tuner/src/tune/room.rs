@@ -1,12 +1,15 @@
-//! When a schedule that was to fit did not: predictions were too low, so the next plan leaves more room.
+//! When a run did not go as it was to. A schedule that was to fit did not: predictions were too low, so the next
+//! plan leaves more room. A step took many times what was expected: it is measured once more.
 
 use std::time::Instant;
 
 use optpipe_configs::file;
 use optpipe_solver::problem::Problem;
+use optpipe_solver::solve::Solution;
 
 use super::{Done, Ran, Tuning, nanoseconds};
 use crate::error::{Error, Result};
+use crate::measured::Measured;
 use crate::plan::Plan;
 use crate::text;
 
@@ -14,6 +17,8 @@ use crate::text;
 const ATTEMPTS: usize = 4;
 /// The least part of a limit that is given up at first; twice as much each time that this was not enough.
 const STEP: f64 = 0.05;
+/// A step that takes so many times what is expected, or that part of it, is measured once more.
+const FAR: f64 = 3.0;
 
 /// The limits of the round before, where they were lowered.
 pub(super) fn keep(problem: &mut Problem, before: Option<&Problem>) {
@@ -62,6 +67,7 @@ impl Tuning<'_> {
             self.progress.phase(&format!("round {number}: running"));
             match self.machine.run(plan, problem, &solution.schedule, true, self.progress, self.cancel) {
                 Ok(measured) => {
+                    let measured = self.plausible(plan, problem, &solution, measured, best, number)?;
                     let run_ns = nanoseconds(started);
                     return Ok(Ran { solution, yaml, measured, solve_ns, run_ns });
                 }
@@ -78,6 +84,38 @@ impl Tuning<'_> {
             }
         }
         Err(ran_out.unwrap_or_else(|| Error::failed("no attempt was made")))
+    }
+
+    /// A measurement that is far from what is predicted, in a way that the rounds before were not, is made once
+    /// more: something may have disturbed it. Of the two the nearer one counts.
+    fn plausible(
+        &mut self,
+        plan: &Plan,
+        problem: &Problem,
+        solution: &Solution,
+        measured: Measured,
+        best: Option<&Done>,
+        number: usize,
+    ) -> Result<Measured> {
+        let expected = solution.makespan_ns.max(1) as f64 * best.map_or(1.0, |best| best.round.ratio);
+        let step = |measured: &Measured| measured.step.median_ns.max(1) as f64;
+        let distance = |measured: &Measured| (step(measured) / expected).ln().abs();
+        if distance(&measured) <= FAR.ln() {
+            return Ok(measured);
+        }
+        self.progress.warn(&format!(
+            "round {number}: a step took {} where {} was to be expected: measuring once more",
+            text::duration(step(&measured) as i64),
+            text::duration(expected as i64)
+        ));
+        match self.machine.run(plan, problem, &solution.schedule, true, self.progress, self.cancel) {
+            Ok(again) => Ok(if distance(&again) < distance(&measured) { again } else { measured }),
+            Err(e @ Error::Interrupted(_)) => Err(e),
+            Err(e) => {
+                self.progress.warn(&format!("round {number}: that failed, and the first measurement counts: {e}"));
+                Ok(measured)
+            }
+        }
     }
 }
 

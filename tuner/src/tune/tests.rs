@@ -34,14 +34,19 @@ struct MadeUp<'a> {
     slowdown: f64,
     /// Runs until one fails, if any does.
     fails_after: Option<usize>,
+    /// How it fails.
+    error: fn() -> Error,
     /// Set when the failing run begins.
     cancel: Option<&'a AtomicBool>,
+    /// The run in which everything takes so many times as long, if there is one.
+    disturbed: Option<(usize, f64)>,
     runs: usize,
 }
 
 impl MadeUp<'_> {
     fn new() -> Self {
-        MadeUp { slowdown: 1.3, fails_after: None, cancel: None, runs: 0 }
+        let error = || Error::failed("made up");
+        MadeUp { slowdown: 1.3, fails_after: None, error, cancel: None, disturbed: None, runs: 0 }
     }
 }
 
@@ -112,10 +117,13 @@ impl Machine for MadeUp<'_> {
         _: &AtomicBool,
     ) -> Result<Measured> {
         if self.fails_after == Some(self.runs) {
-            let Some(cancel) = self.cancel else { return Err(Error::failed("made up")) };
-            cancel.store(true, Ordering::SeqCst);
-            return Err(Error::Interrupted(String::new()));
+            self.fails_after = None;
+            if let Some(cancel) = self.cancel {
+                cancel.store(true, Ordering::SeqCst);
+            }
+            return Err((self.error)());
         }
+        let disturbance = self.disturbed.filter(|&(run, _)| run == self.runs).map_or(1.0, |(_, factor)| factor);
         self.runs += 1;
         // What the ops really take does not depend on what the tuner believes by now.
         let profiled = &plan.problem;
@@ -134,8 +142,8 @@ impl Machine for MadeUp<'_> {
             .enumerate()
             .flat_map(|(device, list)| list.iter().map(move |op| (device, op)))
             .map(|(device, op)| {
-                let duration = real.duration(op.op, op.stage) as u64;
-                let start_ns = op.start_ns as u64;
+                let disturbed = |ns: i64| (ns as f64 * disturbance) as u64;
+                let (start_ns, duration) = (disturbed(op.start_ns), disturbed(real.duration(op.op, op.stage)));
                 MeasuredOp {
                     device,
                     op: op.op,
@@ -147,7 +155,7 @@ impl Machine for MadeUp<'_> {
                 }
             })
             .collect();
-        let step = simulated.schedule.makespan_ns as u64;
+        let step = (simulated.schedule.makespan_ns as f64 * disturbance) as u64;
         Ok(Measured {
             version: 1,
             backend: "cpu".to_owned(),
@@ -236,12 +244,92 @@ fn a_tune_that_fails_in_any_round_resumes_to_the_same_result() {
 }
 
 #[test]
+fn a_run_that_is_lost_ends_in_a_summary_of_what_was_measured_and_resumes_to_the_same_result() {
+    let (job, model) = job();
+    let never = AtomicBool::new(false);
+    let whole = tempfile::tempdir().unwrap();
+    let mut machine = MadeUp::new();
+    let expected = without_clock(tune(whole.path(), &job, &model, &mut machine, &never).unwrap());
+    let rounds = expected.rounds.len();
+    for fails_after in 0..machine.runs {
+        let folder = tempfile::tempdir().unwrap();
+        let error = || Error::Lost { message: "device 1: panicked".to_owned(), hint: "run it again".to_owned() };
+        let mut failing = MadeUp { fails_after: Some(fails_after), error, ..MadeUp::new() };
+        let outcome = tune(folder.path(), &job, &model, &mut failing, &never);
+        match fails_after {
+            // Nothing was measured yet.
+            0 => assert!(outcome.unwrap_err().to_string().contains("device 1: panicked")),
+            _ if fails_after < rounds => {
+                let summary = outcome.unwrap();
+                assert_eq!((summary.stop, summary.rounds.len()), (StopReason::Failed, fails_after));
+                assert!(summary.failure.unwrap().contains("device 1: panicked"));
+                assert!(folder.path().join("report.html").exists() && folder.path().join("schedule.yaml").exists());
+            }
+            // Only the comparison lacks it.
+            _ => {
+                let summary = outcome.unwrap();
+                let notes = summary.textbook.iter().filter_map(|outcome| outcome.note.as_deref());
+                let lost = notes.filter(|note| note.contains("device 1: panicked")).count();
+                assert_eq!(lost, usize::from(fails_after > rounds), "the first comparison is with ourselves");
+                assert!(folder.path().join("report.html").exists());
+            }
+        }
+        let resumed = tune(folder.path(), &job, &model, &mut MadeUp::new(), &never).unwrap();
+        assert_eq!(without_clock(resumed), expected, "lost in run {fails_after}");
+    }
+}
+
+#[test]
+fn memory_that_does_not_suffice_is_planned_for() {
+    let (job, model) = job();
+    let never = AtomicBool::new(false);
+    for fails_after in 0..2 {
+        let folder = tempfile::tempdir().unwrap();
+        let error = || Error::OutOfMemory {
+            device: 1,
+            over_bytes: Some(MIB),
+            message: "device 1: out of memory".to_owned(),
+            hint: String::new(),
+        };
+        let mut failing = MadeUp { fails_after: Some(fails_after), error, ..MadeUp::new() };
+        let summary = tune(folder.path(), &job, &model, &mut failing, &never).unwrap();
+        assert_eq!(summary.stop, StopReason::Converged);
+        // 5 % less of the limit from then on, and schedules that fit it.
+        let path = folder.path().join(format!("rounds/{:02}/problem.yaml", summary.rounds.len()));
+        let problem: Problem = optpipe_configs::file::read_checked(&path).unwrap();
+        assert_eq!(problem.bytes.capacity, [240 * MIB as i64, 228 * MIB as i64]);
+        assert!(summary.rounds.last().unwrap().predicted.peak_bytes[1] <= 228 * MIB);
+    }
+}
+
+#[test]
+fn one_measurement_that_is_far_off_changes_no_result() {
+    let (job, model) = job();
+    let never = AtomicBool::new(false);
+    let calm = tempfile::tempdir().unwrap();
+    let mut machine = MadeUp::new();
+    let expected = tune(calm.path(), &job, &model, &mut machine, &never).unwrap();
+    let schedule = |folder: &Path| std::fs::read_to_string(folder.join("schedule.yaml")).unwrap();
+    for run in 0..expected.rounds.len() {
+        for factor in [10.0, 0.1] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut disturbed = MadeUp { disturbed: Some((run, factor)), ..MadeUp::new() };
+            let summary = tune(folder.path(), &job, &model, &mut disturbed, &never).unwrap();
+            assert_eq!(without_clock(summary), without_clock(expected.clone()), "run {run}, times {factor}");
+            assert_eq!(schedule(folder.path()), schedule(calm.path()), "run {run}, times {factor}");
+            assert_eq!(disturbed.runs, machine.runs + 1, "it was measured once more");
+        }
+    }
+}
+
+#[test]
 fn an_interrupt_keeps_the_best_and_before_the_first_measurement_says_so() {
     let (job, model) = job();
     for fails_after in [0, 1, 2] {
         let folder = tempfile::tempdir().unwrap();
         let cancel = AtomicBool::new(false);
-        let mut machine = MadeUp { fails_after: Some(fails_after), cancel: Some(&cancel), ..MadeUp::new() };
+        let error = || Error::Interrupted(String::new());
+        let mut machine = MadeUp { fails_after: Some(fails_after), error, cancel: Some(&cancel), ..MadeUp::new() };
         let outcome = tune(folder.path(), &job, &model, &mut machine, &cancel);
         if fails_after == 0 {
             assert_eq!(outcome.unwrap_err().exit_code(), 130);
