@@ -137,6 +137,30 @@ impl Hardware {
     }
 }
 
+impl Hardware {
+    /// So many devices, those beyond the ones that are there like them in turn, on links of their own: as many
+    /// machines of this kind as it takes.
+    #[must_use]
+    pub fn repeated(mut self, devices: usize) -> Hardware {
+        let found = self.devices.len();
+        if devices <= found || found == 0 {
+            return self.placed(devices);
+        }
+        let channels = |list: &[usize]| list.iter().max().map_or(0, |most| most + 1);
+        let (offload, reload) = (self.offload_channel.clone(), self.reload_channel.clone());
+        let of_machine = channels(&[offload.as_slice(), &reload].concat());
+        let repeat = |list: &[usize]| {
+            (0..devices).map(|device| list[device % found] + device / found * of_machine).collect::<Vec<_>>()
+        };
+        (self.offload_channel, self.reload_channel) = (repeat(&offload), repeat(&reload));
+        self.devices = (0..devices).map(|device| self.devices[device % found].clone()).collect();
+        if let Some(details) = self.details.as_mut().filter(|details| details.links.len() == found) {
+            details.links = (0..devices).map(|device| details.links[device % found].clone()).collect();
+        }
+        self
+    }
+}
+
 /// Copies and calibrations take less than 104 days, sizes are below 8 PiB: sums stay far from the end of
 /// 64 bits.
 const MOST: u64 = 1 << 53;

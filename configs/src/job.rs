@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 use crate::file::{self, FileError, Invalid};
 use crate::hardware::Hardware;
 use crate::model::Model;
+use crate::profile::Profile;
+use crate::record;
 use crate::size;
 
 mod check;
@@ -67,9 +69,12 @@ pub struct Job {
     /// Where profiling and running happen.
     #[serde(default)]
     pub backend: Backend,
-    /// A `hardware.yaml` to use instead of calibrating, relative to this file.
+    /// A `hardware.yaml` to use instead of calibrating, relative to this file, or the name of a recorded one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<PathBuf>,
+    /// A `profile.yaml` to use instead of profiling, relative to this file, or the name of a recorded one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<PathBuf>,
     /// How long and how to solve.
     #[serde(default)]
     pub solver: Solver,
@@ -321,6 +326,7 @@ impl Default for Job {
             memory_limit: None,
             backend: Backend::default(),
             hardware: None,
+            profile: None,
             solver: Solver::default(),
             run: Run::default(),
             stop: Stop::default(),
@@ -446,9 +452,27 @@ impl Job {
         Ok(limits)
     }
 
-    /// The file of [`Job::hardware`], whose path starts at the job file's folder.
-    pub fn hardware_file(&self, job_file: &Path) -> Option<PathBuf> {
-        let hardware = self.hardware.as_ref()?;
-        Some(job_file.parent().map_or_else(|| hardware.clone(), |folder| folder.join(hardware)))
+    /// The calibration that [`Job::hardware`] names. A recorded one stands for as many machines like it as the
+    /// pipeline has devices for.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn read_hardware(&self, job_file: &Path) -> Result<Option<Hardware>, FileError> {
+        let Some(word) = &self.hardware else { return Ok(None) };
+        let found: Hardware = record::find(record::HARDWARE, "hardware", word, job_file)?;
+        Ok(Some(if record::is_recorded(record::HARDWARE, word) {
+            found.repeated(self.pipeline.devices)
+        } else {
+            found
+        }))
+    }
+
+    /// The profile that [`Job::profile`] names.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn read_profile(&self, job_file: &Path) -> Result<Option<Profile>, FileError> {
+        let word = self.profile.as_ref();
+        word.map(|word| record::find(record::PROFILES, "profile", word, job_file)).transpose()
     }
 }

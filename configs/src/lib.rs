@@ -7,6 +7,8 @@
 //! | `hardware.yaml`, what a calibration measured | [`hardware::Hardware`] |
 //! | `profile.yaml`, what profiling a model's layers measured | [`profile::Profile`] |
 //!
+//! Measurements of machines that were at hand are [recorded](record) under names.
+//!
 //! Problems and schedules have their types in the solver; they are read and written with the same
 //! [`mod@file`] functions.
 //!
@@ -60,6 +62,7 @@ pub mod job;
 pub mod memory;
 pub mod model;
 pub mod profile;
+pub mod record;
 pub mod schema;
 pub mod size;
 pub mod split;

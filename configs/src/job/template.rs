@@ -15,12 +15,13 @@ pub(super) fn template(model: &str) -> String {
     let schema = schemars::schema_for!(Job);
     let schema = schema.as_value();
     // The fields that are absent by default stand as comments, with these values as examples.
-    let absent = ["memory_limit", "hardware", "global_batch", "nproc_per_node", "rdzv_endpoint", "launcher"];
+    let absent = ["memory_limit", "hardware", "profile", "global_batch", "nproc_per_node", "rdzv_endpoint", "launcher"];
     let job = Job {
         model: model.to_owned(),
         batch: Batch { global_batch: Some(8), ..Batch::default() },
         memory_limit: Some(MemoryLimit::All("512MiB".to_owned())),
         hardware: Some(PathBuf::from("hardware.yaml")),
+        profile: Some(PathBuf::from("profile.yaml")),
         run: Run {
             nproc_per_node: Some(2),
             rdzv_endpoint: Some("node0:29500".to_owned()),
@@ -135,6 +136,6 @@ mod tests {
         }
         let keys = text.lines().filter(|l| l.contains(": ") && !l.contains("# ")).count();
         let groups = text.lines().filter(|l| l.ends_with(':')).count();
-        assert_eq!(fields, keys + groups + 6, "six fields are comments");
+        assert_eq!(fields, keys + groups + 7, "seven fields are comments");
     }
 }

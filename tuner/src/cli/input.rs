@@ -7,6 +7,7 @@ use optpipe_configs::hardware::Hardware;
 use optpipe_configs::job::Job;
 use optpipe_configs::memory::{self, StaticBytes};
 use optpipe_configs::model::Model;
+use optpipe_configs::profile::Profile;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::{Schedule, ScheduleFile};
 
@@ -63,20 +64,27 @@ pub(super) fn measured(path: &Path) -> Result<Measured> {
     Ok(file::parse(path, &text)?)
 }
 
-/// A job in which nothing is left to the structure search, with its model and the hardware that it names.
-pub(super) fn job(path: &Path) -> Result<(Job, Model, Option<Hardware>)> {
+/// A job with what it names.
+pub(super) struct Opened {
+    pub(super) job: Job,
+    pub(super) model: Model,
+    pub(super) hardware: Option<Hardware>,
+    pub(super) profile: Option<Profile>,
+}
+
+/// A job in which nothing is left to the structure search.
+pub(super) fn job(path: &Path) -> Result<Opened> {
     let found = open_job(path)?;
-    match found.0.decided() {
+    match found.job.decided() {
         Ok(()) => Ok(found),
         Err(invalid) => Err(file::located(path, &file::read_text(path)?, invalid).into()),
     }
 }
 
-/// A job with its model and the hardware that it names.
-pub(super) fn open_job(path: &Path) -> Result<(Job, Model, Option<Hardware>)> {
+/// A job with what it names.
+pub(super) fn open_job(path: &Path) -> Result<Opened> {
     let (job, model) = Job::read(path)?;
-    let hardware = job.hardware_file(path).map(|hardware| file::read_checked(&hardware)).transpose()?;
-    Ok((job, model, hardware))
+    Ok(Opened { hardware: job.read_hardware(path)?, profile: job.read_profile(path)?, job, model })
 }
 
 /// A schedule with all that running it takes.
@@ -93,7 +101,7 @@ pub(super) struct Runnable {
 
 /// A schedule, the problem that it solves and the job that it is for.
 pub(super) fn runnable(job_path: &Path, problem_path: &Path, schedule_path: &Path) -> Result<Runnable> {
-    let (job, model, _) = job(job_path)?;
+    let Opened { job, model, .. } = job(job_path)?;
     let problem: Problem = file::read_checked(problem_path)?;
     let ScheduleFile { schedule, layer_split, .. } = self::schedule(schedule_path)?;
     if problem.devices != job.pipeline.devices || problem.microbatches != job.batch.microbatches {

@@ -10,7 +10,7 @@ use optpipe_configs::model::Model;
 use optpipe_solver::schedule::ScheduleFile;
 use serde::Serialize;
 
-use super::input;
+use super::input::{self, Opened};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -71,7 +71,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let (job, model, named) = input::open_job(&args.job)?;
+    let Opened { job, model, hardware: named, profile } = input::open_job(&args.job)?;
     let hardware: Option<Hardware> = match &args.hardware {
         Some(path) => Some(file::read_checked(path)?),
         None => named,
@@ -79,6 +79,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut profiles = Profiles::default();
     for path in &args.profile {
         profiles.add(file::read_checked(path)?)?;
+    }
+    if let (true, Some(profile)) = (profiles.is_empty(), profile) {
+        profiles.add(profile)?;
     }
     let progress = Progress::new(args.quiet);
     let cancel = interrupt::install();
@@ -175,7 +178,9 @@ fn write(args: &Args, found: &Found, model: &Model) -> Result<()> {
         if let Some(model) = moved(job.model.as_ref()).filter(|_| !model_is_preset(&job.model)) {
             job.model = model.to_string_lossy().into_owned();
         }
-        job.hardware = job.hardware.as_deref().map(|path| moved(path).unwrap_or_else(|| path.to_owned()));
+        for measured in [&mut job.hardware, &mut job.profile] {
+            *measured = measured.as_deref().map(|path| moved(path).unwrap_or_else(|| path.to_owned()));
+        }
         file::write(path, &job).map_err(Error::write)?;
     }
     Ok(())

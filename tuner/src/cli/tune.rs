@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use optpipe_configs::file;
 
-use super::input;
+use super::input::{self, Opened};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -57,12 +57,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let (job, model, named) = input::open_job(&args.job)?;
+    let Opened { job, model, hardware: named, profile } = input::open_job(&args.job)?;
     let hardware = match &args.hardware {
         Some(path) => Some(file::read_checked(path)?),
         None => named,
     };
-    let profile = args.profile.as_deref().map(file::read_checked).transpose()?;
+    let profile = args.profile.as_deref().map(file::read_checked).transpose()?.or(profile);
     let earlier = match (args.resume, args.force) {
         (true, _) => Earlier::Resume,
         (_, true) => Earlier::Replace,

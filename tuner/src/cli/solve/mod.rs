@@ -16,7 +16,7 @@ use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::ScheduleFile;
 use optpipe_solver::solve::{Event, Solution, SolveOptions};
 
-use super::input::{self, Kind};
+use super::input::{self, Kind, Opened};
 use crate::cache::{self, Cache};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -272,13 +272,13 @@ fn read(args: &Args, progress: &Progress) -> Result<Input> {
 }
 
 fn from_job(job_file: &Path, profile: Option<&Path>, hardware: Option<&Path>, progress: &Progress) -> Result<Input> {
-    let (job, model, named) = input::job(job_file)?;
+    let Opened { job, model, hardware: named, profile: named_profile } = input::job(job_file)?;
     let cancel = interrupt::install();
     let hardware: Option<Hardware> = match hardware {
         Some(path) => Some(file::read_checked(path)?),
         None => named,
     };
-    let profile: Option<Profile> = profile.map(file::read_checked).transpose()?;
+    let profile: Option<Profile> = profile.map(file::read_checked).transpose()?.or(named_profile);
     let (hardware, profile) = match (hardware, profile) {
         (Some(hardware), Some(profile)) => (hardware, profile),
         (hardware, profile) => {
