@@ -147,7 +147,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn devices(&self) -> &[DeviceInfo];
 
     /// Where candle puts the tensors of a device.
-    fn device(&self, index: usize) -> &Device;
+    ///
+    /// # Errors
+    /// No such device. As all methods with an index: a caller that takes another numbering for the backend's
+    /// is told, with any backend.
+    fn device(&self, index: usize) -> candle_core::Result<&Device>;
 
     /// Waits until a device has done all that it was given.
     ///
@@ -213,6 +217,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Gives memory that is only kept for later use back to the system. A backend without has none.
     fn trim(&self) {}
+}
+
+/// The one of a backend's devices with this number.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn one_of<T>(devices: &[T], index: usize) -> candle_core::Result<&T> {
+    let missing = || candle_core::Error::msg(format!("no device {index}: the backend has {}", devices.len()));
+    devices.get(index).ok_or_else(missing)
 }
 
 /// A backend with `devices` devices.

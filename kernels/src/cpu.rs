@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 
 use crate::alloc::{self, Usage};
 use crate::arena::{HostPool, HostTensor};
-use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo, Stamp};
+use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo, Stamp, one_of};
 use crate::copy::CopyError;
 use crate::reuse;
 
@@ -56,12 +56,12 @@ impl Backend for CpuBackend {
         &self.devices
     }
 
-    fn device(&self, _index: usize) -> &Device {
-        &self.device
+    fn device(&self, index: usize) -> candle_core::Result<&Device> {
+        one_of(&self.devices, index).map(|_| &self.device)
     }
 
-    fn synchronise(&self, _index: usize) -> candle_core::Result<()> {
-        self.device.synchronize()
+    fn synchronise(&self, index: usize) -> candle_core::Result<()> {
+        self.device(index)?.synchronize()
     }
 
     fn offload(&self, tensor: &Tensor) -> Result<HostTensor, CopyError> {
@@ -84,7 +84,8 @@ impl Backend for CpuBackend {
         Ok(HostTensor { buffer, dtype: tensor.dtype(), shape: tensor.shape().clone() })
     }
 
-    fn reload(&self, host: &HostTensor, _index: usize) -> Result<Tensor, CopyError> {
+    fn reload(&self, host: &HostTensor, index: usize) -> Result<Tensor, CopyError> {
+        self.device(index)?;
         let bytes = host.buffer.as_slice();
         let storage = match host.dtype {
             DType::U8 => CpuStorage::U8(values_of(bytes)),
@@ -98,7 +99,8 @@ impl Backend for CpuBackend {
         Ok(Tensor::from_storage(Storage::Cpu(storage), host.shape.clone(), BackpropOp::none(), false))
     }
 
-    fn send(&self, tensor: &Tensor, _to: usize) -> candle_core::Result<Tensor> {
+    fn send(&self, tensor: &Tensor, to: usize) -> candle_core::Result<Tensor> {
+        self.device(to)?;
         tensor.copy()
     }
 
@@ -106,11 +108,12 @@ impl Backend for CpuBackend {
         self.pool.prepare(sizes)
     }
 
-    fn stamp(&self, _index: usize) -> candle_core::Result<Stamp> {
-        Ok(Stamp::host())
+    fn stamp(&self, index: usize) -> candle_core::Result<Stamp> {
+        self.device(index).map(|_| Stamp::host())
     }
 
-    fn measure(&self, _index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>> {
+    fn measure(&self, index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>> {
+        self.device(index)?;
         Ok(alloc::measure(operation).1)
     }
 
@@ -289,6 +292,23 @@ mod tests {
         let half = Tensor::zeros(3, DType::F16, &Device::Cpu).unwrap();
         assert!(backend.offload(&half).unwrap_err().to_string().contains("f16"));
         assert!(CpuBackend::new(0).unwrap_err().to_string().contains("at least 1"));
+    }
+
+    /// As on GPUs, where each device is another one.
+    #[test]
+    fn a_device_that_is_not_there_is_an_error() {
+        let backend = CpuBackend::new(1).unwrap();
+        let tensor = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        let host = backend.offload(&tensor).unwrap();
+        let errors = [
+            backend.device(1).map(drop).unwrap_err().to_string(),
+            backend.synchronise(1).unwrap_err().to_string(),
+            backend.stamp(1).map(drop).unwrap_err().to_string(),
+            backend.send(&tensor, 1).map(drop).unwrap_err().to_string(),
+            backend.reload(&host, 1).map(drop).unwrap_err().to_string(),
+            backend.measure(1, &mut || ()).map(drop).unwrap_err().to_string(),
+        ];
+        assert!(errors.iter().all(|e| e.contains("no device 1: the backend has 1")), "{errors:?}");
     }
 
     #[test]

@@ -203,7 +203,7 @@ impl<'a> Bench<'a> {
     }
 
     fn tensor(&self, device: usize, size: usize) -> candle_core::Result<Tensor> {
-        Tensor::ones(size / 4, DType::F32, self.backend.device(device))
+        Tensor::ones(size / 4, DType::F32, self.backend.device(device)?)
     }
 
     /// Tensors that small copies take turns with.

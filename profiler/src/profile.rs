@@ -169,7 +169,7 @@ struct Rig {
 impl Subject<'_> {
     fn rig(&self, device: usize) -> candle_core::Result<Rig> {
         let (batch, model) = (&self.job.batch, self.model);
-        let place = self.backend.device(device);
+        let place = self.backend.device(device)?;
         let dtype = match self.job.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,

@@ -25,7 +25,7 @@ use super::tensors;
 use super::{CudaError, devices};
 use crate::alloc::Usage;
 use crate::arena::{HostPool, HostTensor};
-use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo, Stamp};
+use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo, Stamp, one_of};
 use crate::copy::CopyError;
 
 /// How long [`Backend::hold`] keeps a device, ns: the host gives the launches of a layer in less.
@@ -80,6 +80,10 @@ impl CudaBackend {
         Ok(CudaBackend { infos, places, pool, nvml: Library::load() })
     }
 
+    fn place(&self, index: usize) -> candle_core::Result<&Place> {
+        one_of(&self.places, index)
+    }
+
     fn place_of(&self, tensor: &Tensor) -> Result<&Place, CopyError> {
         let own = self.places.iter().find(|place| place.device.same_device(tensor.device()));
         own.ok_or_else(|| CopyError::NotOnDevice(tensor.device().location()))
@@ -114,12 +118,12 @@ impl Backend for CudaBackend {
         &self.infos
     }
 
-    fn device(&self, index: usize) -> &Device {
-        &self.places[index].device
+    fn device(&self, index: usize) -> candle_core::Result<&Device> {
+        self.place(index).map(|place| &place.device)
     }
 
     fn synchronise(&self, index: usize) -> candle_core::Result<()> {
-        self.places[index].candle.cuda_stream().synchronize().map_err(candle_core::Error::wrap)
+        self.place(index)?.candle.cuda_stream().synchronize().map_err(candle_core::Error::wrap)
     }
 
     fn offload(&self, tensor: &Tensor) -> Result<HostTensor, CopyError> {
@@ -140,7 +144,7 @@ impl Backend for CudaBackend {
     }
 
     fn reload(&self, host: &HostTensor, index: usize) -> Result<Tensor, CopyError> {
-        let place = &self.places[index];
+        let place = self.place(index)?;
         let from = host.buffer.as_slice();
         let storage = match host.dtype {
             DType::U8 => copy_in::<u8>(place, from)?,
@@ -155,7 +159,7 @@ impl Backend for CudaBackend {
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> candle_core::Result<Tensor> {
-        let device = &self.places[to].device;
+        let device = self.device(to)?;
         if tensor.device().same_device(device) { tensor.copy() } else { tensor.contiguous()?.to_device(device) }
     }
 
@@ -164,19 +168,19 @@ impl Backend for CudaBackend {
     }
 
     fn stamp(&self, index: usize) -> candle_core::Result<Stamp> {
-        let stream = self.places[index].candle.cuda_stream();
+        let stream = self.place(index)?.candle.cuda_stream();
         let event = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(candle_core::Error::wrap)?;
         Ok(Stamp::cuda(event))
     }
 
     fn hold(&self, index: usize) -> candle_core::Result<()> {
-        let place = &self.places[index];
+        let place = self.place(index)?;
         let launch = Hold { ns: HELD_NS }.launch().map_err(candle_core::Error::wrap)?;
         place.kernels.run(&place.candle.cuda_stream(), &launch).map_err(candle_core::Error::wrap)
     }
 
     fn measure(&self, index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>> {
-        let memory = &self.places[index].memory;
+        let memory = &self.place(index)?.memory;
         self.synchronise(index)?;
         let before = memory.restart_peak().map_err(candle_core::Error::wrap)?;
         operation();
@@ -187,7 +191,7 @@ impl Backend for CudaBackend {
     }
 
     fn conditions(&self, index: usize) -> Option<Conditions> {
-        Some(self.nvml.conditions(&self.places[index].bus_id))
+        Some(self.nvml.conditions(&self.place(index).ok()?.bus_id))
     }
 
     fn trim(&self) {

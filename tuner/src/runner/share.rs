@@ -61,12 +61,18 @@ pub(super) fn layers(plan: &RunPlan) -> Result<Vec<Range<usize>>, RunError> {
 }
 
 /// How the layers on one of the backend's devices are built.
-pub(super) fn build_options(plan: &RunPlan, place: usize) -> BuildOptions {
+///
+/// # Errors
+/// [`RunError::Plan`]: the backend has no such device.
+pub(super) fn build_options(plan: &RunPlan, place: usize) -> Result<BuildOptions, RunError> {
     let dtype = match plan.precision {
         Precision::F32 => DType::F32,
         Precision::Bf16 => DType::BF16,
     };
-    BuildOptions { dtype, seed: plan.seed, device: plan.backend.device(place).clone() }
+    match plan.backend.device(place) {
+        Ok(device) => Ok(BuildOptions { dtype, seed: plan.seed, device: device.clone() }),
+        Err(e) => wrong("backend", e.to_string()),
+    }
 }
 
 /// Checks that the parts of the plan belong together and sets up what the threads share. `place` is the
@@ -85,7 +91,7 @@ pub(super) fn share(plan: &RunPlan, program: Program, place: Vec<usize>) -> Resu
         Some(list) => return wrong("workspace", format!("expected one entry a device, found {}", list.len())),
         None => vec![0; devices],
     };
-    let build = place.iter().map(|&index| build_options(plan, index)).collect();
+    let build = place.iter().map(|&index| build_options(plan, index)).collect::<Result<_, _>>()?;
     let mut budgets = Vec::with_capacity(devices);
     let mut fixed = Vec::with_capacity(devices);
     for device in 0..devices {

@@ -262,7 +262,8 @@ impl Runner {
             };
             if op.kind.is_compute() {
                 // What a device was given may still be running there.
-                self.check(Some(op), self.shared.backend.synchronise(self.shared.problem.placement[op.stage]))?;
+                let place = self.place(self.shared.problem.placement[op.stage]);
+                self.check(Some(op), self.shared.backend.synchronise(place))?;
             }
             times.push(Timed { op, ready_ns, start_ns, end_ns: self.now() });
             self.shared.board.ended(self.index, op);
@@ -274,7 +275,7 @@ impl Runner {
     /// The microbatches' tokens where this thread's device needs them.
     fn placed(&self, microbatches: &[Microbatch]) -> Result<Vec<Microbatch>> {
         let Worker::Device(device) = self.worker() else { return Ok(Vec::new()) };
-        let place = self.shared.backend.device(device);
+        let place = self.shared.backend.device(self.place(device))?;
         let placed = |x: &Microbatch| {
             Ok(Microbatch { tokens: x.tokens.to_device(place)?, targets: x.targets.to_device(place)? })
         };
@@ -283,7 +284,12 @@ impl Runner {
 
     /// A tensor that was sent from one device to another, on the other.
     fn receive(&self, tensor: Tensor, from: usize, to: usize) -> Result<Tensor> {
-        if from == to { Ok(tensor) } else { self.shared.backend.send(&tensor, to) }
+        if from == to { Ok(tensor) } else { self.shared.backend.send(&tensor, self.place(to)) }
+    }
+
+    /// Where a device of the problem is carried out: the number of the backend's device.
+    fn place(&self, device: usize) -> usize {
+        self.shared.place[device]
     }
 
     fn now(&self) -> u64 {
@@ -445,7 +451,7 @@ impl Runner {
         let mut parked = lock(&shared.parked[shared.board.program.pair(op)]);
         self.count(op, 0, parked.host_bytes(), planned)?;
         let start = self.start(op)?;
-        self.check(Some(op), parked.reload(&*shared.backend, shared.place[device]))?;
+        self.check(Some(op), parked.reload(&*shared.backend, self.place(device)))?;
         let merged = match (parked.reservation.as_mut(), memory) {
             (Some(whole), Some(memory)) => whole.merge(memory).map_err(|_| "memory of another device"),
             _ => Err("nothing is left on the device"),

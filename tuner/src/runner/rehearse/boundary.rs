@@ -7,6 +7,7 @@ use candle_core::Device;
 use optpipe_configs::job::Optimizer;
 use optpipe_kernels::arena::HostTensor;
 use optpipe_kernels::copy::CopyError;
+use optpipe_profiler::model::BuildOptions;
 
 use super::super::error::{RunError, Worker};
 use super::super::pipeline::Supply;
@@ -30,12 +31,12 @@ impl Boundary {
     /// [`RunError::Plan`], [`RunError::Cancelled`], and what building, computing and copying reports.
     pub(super) fn record(plan: &RunPlan, cancel: &AtomicBool) -> Result<Boundary, RunError> {
         let layers = share::layers(plan)?;
-        let options = share::build_options(plan, 0);
+        let options = share::build_options(plan, 0)?;
         let stages = layers.len();
         let mut boundary =
             Boundary { inputs: (0..stages).map(|_| None).collect(), gradients: (0..stages).map(|_| None).collect() };
         let shape = (plan.microbatch_size, plan.sequence_length);
-        let device: &Device = plan.backend.device(0);
+        let device: &Device = &options.device;
         let failed = |stage: usize| {
             let worker = Worker::Device(plan.problem.placement[stage]);
             move |e: CopyError| RunError::Op { worker, op: None, message: e.to_string() }
@@ -48,7 +49,7 @@ impl Boundary {
         let go_on = || if cancel.load(Ordering::Relaxed) { Err(RunError::Cancelled) } else { Ok(()) };
         for stage in 0..stages.saturating_sub(1) {
             go_on()?;
-            let output = boundary.input(plan, stage).and_then(|input| {
+            let output = boundary.input(plan, stage, &options).and_then(|input| {
                 let (output, _) = build(stage)?.forward(input, &tokens)?;
                 backend.offload(&output)
             });
@@ -56,7 +57,7 @@ impl Boundary {
         }
         for stage in (1..stages).rev() {
             go_on()?;
-            let by_input = boundary.input(plan, stage).and_then(|input| {
+            let by_input = boundary.input(plan, stage, &options).and_then(|input| {
                 let gradient = match &boundary.gradients[stage] {
                     Some(gradient) => backend.reload(gradient, 0)?,
                     None => scalar(1.0 / plan.problem.microbatches as f64, &options)?,
@@ -71,10 +72,10 @@ impl Boundary {
         Ok(boundary)
     }
 
-    fn input(&self, plan: &RunPlan, stage: usize) -> Result<candle_core::Tensor, CopyError> {
+    fn input(&self, plan: &RunPlan, stage: usize, options: &BuildOptions) -> Result<candle_core::Tensor, CopyError> {
         match &self.inputs[stage] {
             Some(input) => plan.backend.reload(input, 0),
-            None => Ok(scalar(0.0, &share::build_options(plan, 0))?),
+            None => Ok(scalar(0.0, options)?),
         }
     }
 

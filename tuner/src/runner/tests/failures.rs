@@ -198,7 +198,7 @@ impl Backend for Broken {
         self.sound.devices()
     }
 
-    fn device(&self, index: usize) -> &Device {
+    fn device(&self, index: usize) -> candle_core::Result<&Device> {
         self.sound.device(index)
     }
 
