@@ -146,6 +146,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The devices, in order.
     fn devices(&self) -> &[DeviceInfo];
 
+    /// The number of the hardware behind a device. Devices of one number take turns on it: what one of them takes
+    /// shows only while the others rest. Each has its own, unless a backend says otherwise.
+    fn physical(&self, index: usize) -> usize {
+        index
+    }
+
     /// Where candle puts the tensors of a device.
     ///
     /// # Errors

@@ -16,7 +16,8 @@
 //! Devices of the CPU backend share the processor's memory bandwidth, its caches, its clock and, if there are
 //! more devices than cores, its cores. So while device 0 is measured, the other devices' threads go
 //! through the same three operations on layers and tensors of their own, from before the first sample
-//! until after the last ([`ProfileOptions::concurrent`]). A program that runs one thread a device
+//! until after the last ([`ProfileOptions::concurrent`]). Devices that share one GPU would take turns on it and
+//! measure each other's waiting: of those only one computes ([`Backend::physical`]). A program that runs one thread a device
 //! also has to keep tensor operations on their own thread: see [`optpipe_kernels::cpu::init_threads`].
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -42,7 +43,8 @@ use crate::timing::{Collector, Timing, TimingOptions, nanoseconds};
 pub struct ProfileOptions {
     /// For each layer kind; its three operations are sampled together, until all three are settled.
     pub timing: TimingOptions,
-    /// Devices that compute while device 0 is measured, itself included. `None`: all of the job's.
+    /// Devices that compute while device 0 is measured, itself included, as far as each is on hardware of its own.
+    /// `None`: all of the job's.
     pub concurrent: Option<usize>,
 }
 
@@ -247,7 +249,7 @@ impl Subject<'_> {
         name: &'static str,
     ) -> Result<([Timing; 3], Option<Conditions>), ProfileError> {
         let failed = |source| ProfileError::Layer { layer: name, source };
-        let others = options.concurrent.unwrap_or(self.job.pipeline.devices).max(1) - 1;
+        let others = beside(options.concurrent.unwrap_or(self.job.pipeline.devices), |d| self.backend.physical(d));
         let (over, ready) = (AtomicBool::new(false), AtomicUsize::new(0));
         let load = |device: usize| {
             // Ready in any case: an error ends the measurement by itself, waiting would not.
@@ -263,7 +265,7 @@ impl Subject<'_> {
             let rig = self.rig(0).map_err(failed)?;
             let mut collectors = [(); 3].map(|()| Collector::new(&options.timing));
             let mut watch = Watch::default();
-            while ready.load(Ordering::SeqCst) < others {
+            while ready.load(Ordering::SeqCst) < others.len() {
                 check(cancel)?;
                 rig.pass(self.backend, 0, || ()).map_err(failed)?;
             }
@@ -282,8 +284,9 @@ impl Subject<'_> {
         thread::scope(|scope| {
             let mut threads = Vec::new();
             let mut started = Ok(());
-            for device in 1..=others {
+            for &device in &others {
                 let builder = thread::Builder::new().name(format!("profile-{device}"));
+                let load = &load;
                 match builder.spawn_scoped(scope, move || load(device)) {
                     Ok(thread) => threads.push(thread),
                     Err(e) => started = Err(ProfileError::Thread(e.to_string())),
@@ -342,6 +345,19 @@ impl Rig {
         let gradients = self.layer.backward_weight(context, &self.microbatch)?;
         self.sums.iter().zip(&gradients).try_for_each(|(sum, gradient)| accumulate(sum, gradient, false))
     }
+}
+
+/// Of so many devices those that compute beside device 0 on hardware that neither it nor one before them is on.
+fn beside(devices: usize, physical: impl Fn(usize) -> usize) -> Vec<usize> {
+    let (mut taken, mut list) = (vec![physical(0)], Vec::new());
+    for device in 1..devices {
+        let own = physical(device);
+        if !taken.contains(&own) {
+            taken.push(own);
+            list.push(device);
+        }
+    }
+    list
 }
 
 /// Numbers between -1 and 1.

@@ -3,6 +3,15 @@ use optpipe_kernels::cpu::CpuBackend;
 
 use super::*;
 
+#[test]
+fn devices_that_share_hardware_do_not_compute_at_once() {
+    assert_eq!(beside(4, |device| device), [1, 2, 3]);
+    assert_eq!(beside(4, |device| device % 2), [1]);
+    assert_eq!(beside(6, |device| [0, 0, 1, 2, 1, 2][device]), [2, 3]);
+    assert!(beside(4, |_| 0).is_empty());
+    assert!(beside(1, |device| device).is_empty() && beside(0, |device| device).is_empty());
+}
+
 /// What needs the counting allocator is tested in a program that has it (`tests/profile.rs`).
 #[test]
 fn without_the_counting_allocator_nothing_is_measured() {

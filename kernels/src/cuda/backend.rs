@@ -118,6 +118,10 @@ impl Backend for CudaBackend {
         &self.infos
     }
 
+    fn physical(&self, index: usize) -> usize {
+        self.places.get(index).map_or(index, |place| place.candle.cuda_stream().context().ordinal())
+    }
+
     fn device(&self, index: usize) -> candle_core::Result<&Device> {
         self.place(index).map(|place| &place.device)
     }
