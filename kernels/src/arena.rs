@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{DType, Shape};
+use candle_core::{DType, Shape, Tensor};
 
 use crate::copy::CopyError;
 use crate::cuda::memory::Pinned;
@@ -16,6 +16,9 @@ use crate::cuda::pinned::PinnedSource;
 
 /// Buffers are made in multiples of this, bytes.
 const GRAIN: usize = 4096;
+
+/// Tensors of one buffer begin at multiples of this, bytes: enough for any number format and any copy engine.
+const ALIGNMENT: usize = 256;
 
 #[derive(Debug, Default)]
 struct Free {
@@ -163,29 +166,60 @@ impl Drop for HostBuffer {
     }
 }
 
-/// A tensor whose values are in host memory.
+/// Tensors whose values are in host memory: those of one copy, one after another in one buffer.
 #[derive(Debug)]
-pub struct HostTensor {
-    pub(crate) buffer: HostBuffer,
-    pub(crate) dtype: DType,
-    pub(crate) shape: Shape,
+pub struct HostTensors {
+    buffer: HostBuffer,
+    parts: Vec<Part>,
 }
 
-impl HostTensor {
-    /// Bytes of its values.
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) dtype: DType,
+    pub(crate) shape: Shape,
+    start: usize,
+    bytes: usize,
+}
+
+impl HostTensors {
+    /// Room for tensors like these, whose values are arbitrary yet.
+    ///
+    /// # Errors
+    /// As [`HostPool::take`].
+    pub(crate) fn like(tensors: &[Tensor], pool: &HostPool) -> Result<Self, CopyError> {
+        let mut end = 0;
+        let parts = tensors.iter().map(|tensor| {
+            let (start, bytes) = (end, tensor.elem_count() * tensor.dtype().size_in_bytes());
+            end += bytes.next_multiple_of(ALIGNMENT);
+            Part { dtype: tensor.dtype(), shape: tensor.shape().clone(), start, bytes }
+        });
+        let parts = parts.collect();
+        Ok(HostTensors { buffer: pool.take(end)?, parts })
+    }
+
+    /// Bytes of their values.
     pub fn bytes(&self) -> u64 {
-        self.buffer.as_slice().len() as u64
+        self.parts.iter().map(|part| part.bytes as u64).sum()
     }
 
-    /// Number format.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// Each tensor with its values, in the order in which they were given.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&Part, &[u8])> {
+        let bytes = self.buffer.as_slice();
+        self.parts.iter().map(|part| (part, &bytes[part.start..part.start + part.bytes]))
     }
 
-    /// Shape.
-    pub fn shape(&self) -> &Shape {
-        &self.shape
+    /// The values of tensor `index`, to be written.
+    pub(crate) fn values_mut(&mut self, index: usize) -> &mut [u8] {
+        let Part { start, bytes, .. } = self.parts[index];
+        &mut self.buffer.as_mut_slice()[start..start + bytes]
     }
+}
+
+/// Bytes of a buffer that holds tensors of so many bytes in all, unless they are many and odd: large ones fill their
+/// alignment.
+pub fn room_for(bytes: usize) -> usize {
+    bytes + bytes / 64 + GRAIN
 }
 
 #[cfg(test)]
@@ -211,6 +245,36 @@ mod tests {
         drop((again, other));
         pool.trim();
         assert_eq!(pool.total_bytes(), 0);
+    }
+
+    #[test]
+    fn tensors_lie_one_after_another() {
+        let pool = HostPool::new();
+        let device = candle_core::Device::Cpu;
+        let zeros = |count: usize, dtype| Tensor::zeros(count, dtype, &device).unwrap();
+        let tensors = [zeros(3, DType::F32), zeros(0, DType::F64), zeros(300, DType::U8), zeros(1, DType::BF16)];
+        let mut host = HostTensors::like(&tensors, &pool).unwrap();
+        assert_eq!((host.bytes(), host.parts().count()), (12 + 300 + 2, 4));
+        (0..4).for_each(|index| host.values_mut(index).fill(index as u8));
+        for (index, (part, values)) in host.parts().enumerate() {
+            assert_eq!((part.dtype, part.shape.dims()), (tensors[index].dtype(), tensors[index].dims()));
+            assert!(values.iter().all(|&byte| usize::from(byte) == index));
+            assert!((values.as_ptr().addr() - host.buffer.as_slice().as_ptr().addr()).is_multiple_of(ALIGNMENT));
+        }
+        let none = HostTensors::like(&[], &pool).unwrap();
+        assert_eq!((none.bytes(), none.parts().count()), (0, 0));
+    }
+
+    #[test]
+    fn what_was_prepared_for_is_taken() {
+        let pool = HostPool::new();
+        let device = candle_core::Device::Cpu;
+        let tensors: Vec<Tensor> = (1..20).map(|count| Tensor::zeros(count, DType::F32, &device).unwrap()).collect();
+        pool.prepare(&[room_for(tensors.iter().map(|tensor| 4 * tensor.elem_count()).sum())]).unwrap();
+        let total = pool.total_bytes();
+        let host = HostTensors::like(&tensors, &pool).unwrap();
+        assert_eq!(pool.total_bytes(), total);
+        drop(host);
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 
 use crate::alloc::Usage;
-use crate::arena::HostTensor;
+use crate::arena::HostTensors;
 use crate::copy::CopyError;
 use crate::cpu::CpuBackend;
 use crate::cuda;
+use crate::cuda::affinity::Affinity;
 use crate::cuda::nvml::Conditions;
 
 /// The backends by name.
@@ -165,32 +166,41 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What candle reports.
     fn synchronise(&self, index: usize) -> candle_core::Result<()>;
 
-    /// Copies a tensor to host memory. The tensor's own memory is free when the last tensor that
-    /// shares it is dropped: the caller's part. A view is stored as what it shows, row by row.
+    /// Copies tensors of one device to host memory, one right after another, and returns when all are there. A
+    /// tensor's own memory is free when the last tensor that shares it is dropped: the caller's part. A view is
+    /// stored as what it shows, row by row.
     ///
     /// # Errors
     /// [`CopyError::Dtype`] for a number format that is not copied; what candle reports.
-    fn offload(&self, tensor: &Tensor) -> Result<HostTensor, CopyError>;
+    fn offload(&self, tensors: &[Tensor]) -> Result<HostTensors, CopyError>;
 
-    /// Copies back into a fresh tensor of device `index`, bit by bit the one that was offloaded,
-    /// contiguous.
+    /// Copies back into fresh tensors of device `index`, bit by bit those that were offloaded, contiguous and in
+    /// their order; returns when all are there.
     ///
     /// # Errors
     /// What candle reports.
-    fn reload(&self, host: &HostTensor, index: usize) -> Result<Tensor, CopyError>;
+    fn reload(&self, host: &HostTensors, index: usize) -> Result<Vec<Tensor>, CopyError>;
 
-    /// A tensor as another device gets it: a copy of its own there.
+    /// A tensor as another device gets it: a copy of its own there. Other devices' tensors may be dropped when it
+    /// returns.
     ///
     /// # Errors
     /// What candle reports.
     fn send(&self, tensor: &Tensor, to: usize) -> candle_core::Result<Tensor>;
 
-    /// Makes host buffers of these sizes (bytes) ahead of their use, so that the first offloads are
-    /// as fast as the later ones.
+    /// Makes host buffers for the offloads of a device ahead of their use, one for each of these sizes
+    /// ([`room_for`](crate::arena::room_for) the bytes of one offload), so that the first offloads are as fast as
+    /// the later ones.
     ///
     /// # Errors
     /// [`CopyError::Host`].
-    fn prepare_host(&self, sizes: &[usize]) -> Result<(), CopyError>;
+    fn prepare_host(&self, index: usize, sizes: &[usize]) -> Result<(), CopyError>;
+
+    /// Keeps the calling thread near a device in the machine until the result is dropped: for threads that copy.
+    /// `None` where all places are alike, or not known.
+    fn near(&self, _index: usize) -> Option<Affinity> {
+        None
+    }
 
     /// The moment at which a device has done all that it was given so far.
     ///

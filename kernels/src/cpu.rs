@@ -8,7 +8,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 
 use crate::alloc::{self, Usage};
-use crate::arena::{HostPool, HostTensor};
+use crate::arena::{HostPool, HostTensors, Part};
 use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo, Stamp, one_of};
 use crate::copy::CopyError;
 use crate::reuse;
@@ -64,39 +64,29 @@ impl Backend for CpuBackend {
         self.device(index)?.synchronize()
     }
 
-    fn offload(&self, tensor: &Tensor) -> Result<HostTensor, CopyError> {
-        // A view that is not in rows becomes one that is, as candle does it before any operation.
-        let rows = tensor.contiguous()?;
-        let (storage, layout) = rows.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { return Err(CopyError::NotOnDevice(rows.device().location())) };
-        let (start, length) = (layout.start_offset(), layout.shape().elem_count());
-        let bytes = match storage {
-            CpuStorage::U8(values) => bytes_of(&values[start..start + length]),
-            CpuStorage::U32(values) => bytes_of(&values[start..start + length]),
-            CpuStorage::I64(values) => bytes_of(&values[start..start + length]),
-            CpuStorage::BF16(values) => bytes_of(&values[start..start + length]),
-            CpuStorage::F32(values) => bytes_of(&values[start..start + length]),
-            CpuStorage::F64(values) => bytes_of(&values[start..start + length]),
-            _ => return Err(CopyError::Dtype(tensor.dtype())),
-        };
-        let mut buffer = self.pool.take(bytes.len())?;
-        buffer.as_mut_slice().copy_from_slice(bytes);
-        Ok(HostTensor { buffer, dtype: tensor.dtype(), shape: tensor.shape().clone() })
+    fn offload(&self, tensors: &[Tensor]) -> Result<HostTensors, CopyError> {
+        let mut host = HostTensors::like(tensors, &self.pool)?;
+        for (index, tensor) in tensors.iter().enumerate() {
+            copy_out(tensor, host.values_mut(index))?;
+        }
+        Ok(host)
     }
 
-    fn reload(&self, host: &HostTensor, index: usize) -> Result<Tensor, CopyError> {
+    fn reload(&self, host: &HostTensors, index: usize) -> Result<Vec<Tensor>, CopyError> {
         self.device(index)?;
-        let bytes = host.buffer.as_slice();
-        let storage = match host.dtype {
-            DType::U8 => CpuStorage::U8(values_of(bytes)),
-            DType::U32 => CpuStorage::U32(values_of(bytes)),
-            DType::I64 => CpuStorage::I64(values_of(bytes)),
-            DType::BF16 => CpuStorage::BF16(values_of(bytes)),
-            DType::F32 => CpuStorage::F32(values_of(bytes)),
-            DType::F64 => CpuStorage::F64(values_of(bytes)),
-            other => return Err(CopyError::Dtype(other)),
+        let copy_in = |(part, bytes): (&Part, &[u8])| {
+            let storage = match part.dtype {
+                DType::U8 => CpuStorage::U8(values_of(bytes)),
+                DType::U32 => CpuStorage::U32(values_of(bytes)),
+                DType::I64 => CpuStorage::I64(values_of(bytes)),
+                DType::BF16 => CpuStorage::BF16(values_of(bytes)),
+                DType::F32 => CpuStorage::F32(values_of(bytes)),
+                DType::F64 => CpuStorage::F64(values_of(bytes)),
+                other => return Err(CopyError::Dtype(other)),
+            };
+            Ok(Tensor::from_storage(Storage::Cpu(storage), part.shape.clone(), BackpropOp::none(), false))
         };
-        Ok(Tensor::from_storage(Storage::Cpu(storage), host.shape.clone(), BackpropOp::none(), false))
+        host.parts().map(copy_in).collect()
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> candle_core::Result<Tensor> {
@@ -104,7 +94,7 @@ impl Backend for CpuBackend {
         tensor.copy()
     }
 
-    fn prepare_host(&self, sizes: &[usize]) -> Result<(), CopyError> {
+    fn prepare_host(&self, _index: usize, sizes: &[usize]) -> Result<(), CopyError> {
         self.pool.prepare(sizes)
     }
 
@@ -121,6 +111,26 @@ impl Backend for CpuBackend {
         self.pool.trim();
         reuse::release();
     }
+}
+
+/// Copies a tensor's values to host memory of as many bytes.
+fn copy_out(tensor: &Tensor, to: &mut [u8]) -> Result<(), CopyError> {
+    // A view that is not in rows becomes one that is, as candle does it before any operation.
+    let rows = tensor.contiguous()?;
+    let (storage, layout) = rows.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { return Err(CopyError::NotOnDevice(rows.device().location())) };
+    let (start, length) = (layout.start_offset(), layout.shape().elem_count());
+    let bytes = match storage {
+        CpuStorage::U8(values) => bytes_of(&values[start..start + length]),
+        CpuStorage::U32(values) => bytes_of(&values[start..start + length]),
+        CpuStorage::I64(values) => bytes_of(&values[start..start + length]),
+        CpuStorage::BF16(values) => bytes_of(&values[start..start + length]),
+        CpuStorage::F32(values) => bytes_of(&values[start..start + length]),
+        CpuStorage::F64(values) => bytes_of(&values[start..start + length]),
+        _ => return Err(CopyError::Dtype(tensor.dtype())),
+    };
+    to.copy_from_slice(bytes);
+    Ok(())
 }
 
 /// The bytes that the values consist of.
@@ -260,13 +270,14 @@ mod tests {
             let shape = (words.len(), 8 / dtype.size_in_bytes());
             let device = Device::Cpu;
             let original = Tensor::from_raw_buffer(&bytes, dtype, &[shape.0, shape.1], &device).unwrap();
-            let host = backend.offload(&original).unwrap();
-            prop_assert_eq!(host.bytes(), bytes.len() as u64);
-            let expected = bits(&original);
-            drop(original);
+            let other = Tensor::from_raw_buffer(&bytes[..8], DType::U8, &[8], &device).unwrap();
+            let host = backend.offload(&[other.clone(), original.clone()]).unwrap();
+            prop_assert_eq!(host.bytes(), 8 + bytes.len() as u64);
+            let expected = [bits(&other), bits(&original)];
+            drop((other, original));
             let back = backend.reload(&host, 1).unwrap();
-            prop_assert_eq!((back.dtype(), back.dims2().unwrap()), (dtype, shape));
-            prop_assert_eq!(bits(&back), expected);
+            prop_assert_eq!((back[1].dtype(), back[1].dims2().unwrap()), (dtype, shape));
+            prop_assert_eq!([bits(&back[0]), bits(&back[1])], expected);
         }
     }
 
@@ -275,22 +286,21 @@ mod tests {
         let backend = CpuBackend::new(1).unwrap();
         let whole = Tensor::arange(0f32, 60., &Device::Cpu).unwrap().reshape((3, 4, 5)).unwrap();
         let views = [whole.transpose(0, 2).unwrap(), whole.narrow(0, 1, 2).unwrap(), whole.narrow(2, 2, 2).unwrap()];
-        for view in views {
-            let host = backend.offload(&view).unwrap();
-            assert_eq!(host.bytes(), 4 * view.elem_count() as u64);
-            let back = backend.reload(&host, 0).unwrap();
+        let host = backend.offload(&views).unwrap();
+        assert_eq!(host.bytes(), views.iter().map(|view| 4 * view.elem_count() as u64).sum::<u64>());
+        for (back, view) in backend.reload(&host, 0).unwrap().iter().zip(&views) {
             assert_eq!(back.to_vec3::<f32>().unwrap(), view.to_vec3::<f32>().unwrap());
         }
         let empty = Tensor::zeros((0, 3), DType::F32, &Device::Cpu).unwrap();
-        let back = backend.reload(&backend.offload(&empty).unwrap(), 0).unwrap();
-        assert_eq!(back.dims(), &[0, 3]);
+        let back = backend.reload(&backend.offload(&[empty]).unwrap(), 0).unwrap();
+        assert_eq!(back[0].dims(), &[0, 3]);
     }
 
     #[test]
     fn what_is_not_copied_is_an_error() {
         let backend = CpuBackend::new(1).unwrap();
         let half = Tensor::zeros(3, DType::F16, &Device::Cpu).unwrap();
-        assert!(backend.offload(&half).unwrap_err().to_string().contains("f16"));
+        assert!(backend.offload(&[half]).unwrap_err().to_string().contains("f16"));
         assert!(CpuBackend::new(0).unwrap_err().to_string().contains("at least 1"));
     }
 
@@ -299,7 +309,7 @@ mod tests {
     fn a_device_that_is_not_there_is_an_error() {
         let backend = CpuBackend::new(1).unwrap();
         let tensor = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
-        let host = backend.offload(&tensor).unwrap();
+        let host = backend.offload(std::slice::from_ref(&tensor)).unwrap();
         let errors = [
             backend.device(1).map(drop).unwrap_err().to_string(),
             backend.synchronise(1).unwrap_err().to_string(),

@@ -25,6 +25,7 @@ pub mod fit;
 pub mod gpu;
 
 use std::collections::VecDeque;
+use std::slice::from_ref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -32,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
 use optpipe_configs::hardware::{CopyPoint, Device, Hardware, Link};
-use optpipe_kernels::arena::HostTensor;
+use optpipe_kernels::arena::HostTensors;
 use optpipe_kernels::backend::Backend;
 use optpipe_kernels::copy::CopyError;
 use optpipe_kernels::rig::{self, RigError};
@@ -114,6 +115,9 @@ impl From<candle_core::Error> for CalibrateError {
 type Result<T> = std::result::Result<T, CalibrateError>;
 
 type CopyResult<T> = std::result::Result<T, CopyError>;
+
+/// On the host, one tensor each.
+type Copies = VecDeque<HostTensors>;
 
 /// One copy, timed, ns; called again and again on a thread of its own.
 type Work<'a> = Box<dyn FnMut() -> CopyResult<u64> + Send + 'a>;
@@ -216,12 +220,12 @@ impl<'a> Bench<'a> {
         let mut tensors: VecDeque<Tensor> = self.tensors(device, size)?.into();
         // As many host buffers as tensors, all written before: each goes back to the pool one rotation
         // later.
-        let mut copies = tensors.iter().map(|t| backend.offload(t)).collect::<CopyResult<VecDeque<HostTensor>>>()?;
+        let mut copies = tensors.iter().map(|t| backend.offload(from_ref(t))).collect::<CopyResult<Copies>>()?;
         Ok(Box::new(move || {
             drop(copies.pop_front());
             tensors.rotate_left(1);
             let start = Instant::now();
-            let copy = backend.offload(&tensors[0])?;
+            let copy = backend.offload(from_ref(&tensors[0]))?;
             backend.synchronise(device)?;
             let ns = nanoseconds(start.elapsed());
             copies.push_back(copy);
@@ -231,16 +235,16 @@ impl<'a> Bench<'a> {
 
     fn reloads(&self, device: usize, size: usize) -> Result<Work<'a>> {
         let backend = self.backend;
-        let mut tensors: VecDeque<Tensor> = self.tensors(device, size)?.into();
-        let mut copies = tensors.iter().map(|t| backend.offload(t)).collect::<CopyResult<VecDeque<HostTensor>>>()?;
+        let mut tensors: VecDeque<Vec<Tensor>> = self.tensors(device, size)?.into_iter().map(|t| vec![t]).collect();
+        let mut copies = tensors.iter().map(|t| backend.offload(t)).collect::<CopyResult<Copies>>()?;
         Ok(Box::new(move || {
             drop(tensors.pop_front());
             copies.rotate_left(1);
             let start = Instant::now();
-            let tensor = backend.reload(&copies[0], device)?;
+            let back = backend.reload(&copies[0], device)?;
             backend.synchronise(device)?;
             let ns = nanoseconds(start.elapsed());
-            tensors.push_back(tensor);
+            tensors.push_back(back);
             Ok(ns)
         }))
     }

@@ -10,21 +10,20 @@
 
 use std::sync::Arc;
 
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice as Candle, CudaStorage, DType, Device, Storage, Tensor};
-use cudarc::driver::sys::{self, CUevent_flags, CUmemPool_attribute_enum as Attribute};
-use cudarc::driver::{CudaStream, DriverError, result};
-use half::bf16;
+use candle_core::{CudaDevice as Candle, Device, Tensor};
+use cudarc::driver::sys::{CUdevice_attribute_enum as DeviceAttribute, CUevent_flags};
+use cudarc::driver::{CudaContext, CudaStream, result};
 
+use super::affinity::{Affinity, near_processors};
 use super::describe::bus_id;
 use super::launch::Kernels;
 use super::nvml::{Conditions, Library};
 use super::ops::wait::Hold;
 use super::pinned::PinnedSource;
-use super::tensors;
-use super::{CudaError, devices};
+use super::pool::MemoryPool;
+use super::{CudaError, copies, devices, peers, tensors};
 use crate::alloc::Usage;
-use crate::arena::{HostPool, HostTensor};
+use crate::arena::{HostPool, HostTensors};
 use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo, Stamp, one_of};
 use crate::copy::CopyError;
 
@@ -36,28 +35,33 @@ const HELD_NS: u64 = 3_000_000;
 pub struct CudaBackend {
     infos: Vec<DeviceInfo>,
     places: Vec<Place>,
-    pool: HostPool,
     nvml: Library,
 }
 
 /// One device.
 #[derive(Debug)]
-struct Place {
-    device: Device,
+pub(super) struct Place {
+    pub(super) device: Device,
+    pub(super) candle: Candle,
+    /// Copies to the host.
+    pub(super) offload: Arc<CudaStream>,
+    /// Copies back.
+    pub(super) reload: Arc<CudaStream>,
+    /// Host memory near the device.
+    pub(super) host: HostPool,
     bus_id: String,
-    candle: Candle,
-    offload: Arc<CudaStream>,
-    reload: Arc<CudaStream>,
+    /// The processors near it, where they are known.
+    processors: Option<String>,
     kernels: Arc<Kernels>,
-    memory: MemoryPool,
+    pub(super) memory: MemoryPool,
 }
 
 impl CudaBackend {
     /// So many devices, on as many GPUs as there are, in turn.
     ///
     /// # Errors
-    /// [`BackendError::Devices`] for 0 devices; [`BackendError::Cuda`] where there is no GPU, or the driver
-    /// refuses a stream or a library.
+    /// [`BackendError::Devices`] for 0 devices; [`BackendError::Cuda`] where there is no GPU, one without an
+    /// allocator in the order of streams, or the driver refuses a stream or a library.
     pub fn new(count: usize) -> Result<Self, BackendError> {
         if count == 0 {
             let found = "at least 1 is needed".to_owned();
@@ -74,10 +78,13 @@ impl CudaBackend {
                 memory_bytes: gpu.memory_bytes,
                 cores: gpu.multiprocessors,
             });
+            if !has_memory_pools(ordinal).map_err(|e| failed(&e))? {
+                return Err(CudaError::NoMemoryPools { ordinal, name: gpu.name.clone() }.into());
+            }
             places.push(Place::new(ordinal).map_err(|e| failed(&e))?);
         }
-        let pool = HostPool::pinned(PinnedSource::new(Arc::clone(places[0].candle.cuda_stream().context())));
-        Ok(CudaBackend { infos, places, pool, nvml: Library::load() })
+        peers::connect(&places).map_err(|e| failed(&e))?;
+        Ok(CudaBackend { infos, places, nvml: Library::load() })
     }
 
     fn place(&self, index: usize) -> candle_core::Result<&Place> {
@@ -90,18 +97,38 @@ impl CudaBackend {
     }
 }
 
+/// Whether a GPU allocates and frees memory in the order of streams. Without, a tensor that is dropped would
+/// block the host until its device rests, and nothing would tell how much memory is held.
+fn has_memory_pools(ordinal: usize) -> Result<bool, result::DriverError> {
+    let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
+    let attribute = DeviceAttribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+    // SAFETY: `device` comes from the driver.
+    Ok(unsafe { result::device::get_attribute(device, attribute) }? > 0)
+}
+
 impl Place {
     fn new(ordinal: usize) -> candle_core::Result<Place> {
         let device = Device::new_cuda_with_stream(ordinal)?;
         let candle = device.as_cuda_device()?.clone();
+        let refused = candle_core::Error::wrap;
         let context = Arc::clone(candle.cuda_stream().context());
-        let stream = || context.new_stream().map_err(candle_core::Error::wrap);
+        // Where both could go on, a copy goes first: it takes little of the device, and an op may wait for it.
+        context.bind_to_thread().map_err(refused)?;
+        let (_, first) = result::stream::get_priority_range().map_err(refused)?;
+        let stream = || context.new_stream_with_priority(first).map_err(refused);
         let (offload, reload) = (stream()?, stream()?);
         let kernels = tensors::kernels(&candle)?;
-        let memory = MemoryPool::of(ordinal).map_err(candle_core::Error::wrap)?;
-        memory.keep_all().map_err(candle_core::Error::wrap)?;
-        let bus_id = bus_id(context.cu_device()).map_err(candle_core::Error::wrap)?;
-        Ok(Place { device, bus_id, candle, offload, reload, kernels, memory })
+        let memory = MemoryPool::of(ordinal).map_err(refused)?;
+        memory.prepare().map_err(refused)?;
+        let bus_id = bus_id(context.cu_device()).map_err(refused)?;
+        let processors = near_processors(&bus_id).ok();
+        let host = HostPool::pinned(PinnedSource::new(context, processors.clone()));
+        Ok(Place { device, candle, offload, reload, host, bus_id, processors, kernels, memory })
+    }
+
+    /// Its GPU's context.
+    pub(super) fn context(&self) -> Arc<CudaContext> {
+        Arc::clone(self.candle.cuda_stream().context())
     }
 }
 
@@ -119,7 +146,7 @@ impl Backend for CudaBackend {
     }
 
     fn physical(&self, index: usize) -> usize {
-        self.places.get(index).map_or(index, |place| place.candle.cuda_stream().context().ordinal())
+        self.places.get(index).map_or(index, |place| place.context().ordinal())
     }
 
     fn device(&self, index: usize) -> candle_core::Result<&Device> {
@@ -130,45 +157,30 @@ impl Backend for CudaBackend {
         self.place(index)?.candle.cuda_stream().synchronize().map_err(candle_core::Error::wrap)
     }
 
-    fn offload(&self, tensor: &Tensor) -> Result<HostTensor, CopyError> {
-        let place = self.place_of(tensor)?;
-        let rows = tensor.contiguous()?;
-        let mut buffer = self.pool.take(rows.elem_count() * rows.dtype().size_in_bytes())?;
-        let to = buffer.as_mut_slice();
-        match rows.dtype() {
-            DType::U8 => copy_out::<u8>(place, &rows, to)?,
-            DType::U32 => copy_out::<u32>(place, &rows, to)?,
-            DType::I64 => copy_out::<i64>(place, &rows, to)?,
-            DType::BF16 => copy_out::<bf16>(place, &rows, to)?,
-            DType::F32 => copy_out::<f32>(place, &rows, to)?,
-            DType::F64 => copy_out::<f64>(place, &rows, to)?,
-            other => return Err(CopyError::Dtype(other)),
-        }
-        Ok(HostTensor { buffer, dtype: tensor.dtype(), shape: tensor.shape().clone() })
+    fn offload(&self, tensors: &[Tensor]) -> Result<HostTensors, CopyError> {
+        let Some(first) = tensors.first() else { return HostTensors::like(&[], &HostPool::new()) };
+        copies::out(self.place_of(first)?, tensors)
     }
 
-    fn reload(&self, host: &HostTensor, index: usize) -> Result<Tensor, CopyError> {
-        let place = self.place(index)?;
-        let from = host.buffer.as_slice();
-        let storage = match host.dtype {
-            DType::U8 => copy_in::<u8>(place, from)?,
-            DType::U32 => copy_in::<u32>(place, from)?,
-            DType::I64 => copy_in::<i64>(place, from)?,
-            DType::BF16 => copy_in::<bf16>(place, from)?,
-            DType::F32 => copy_in::<f32>(place, from)?,
-            DType::F64 => copy_in::<f64>(place, from)?,
-            other => return Err(CopyError::Dtype(other)),
-        };
-        Ok(Tensor::from_storage(Storage::Cuda(storage), host.shape.clone(), BackpropOp::none(), false))
+    fn reload(&self, host: &HostTensors, index: usize) -> Result<Vec<Tensor>, CopyError> {
+        copies::back(self.place(index)?, host)
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> candle_core::Result<Tensor> {
-        let device = self.device(to)?;
-        if tensor.device().same_device(device) { tensor.copy() } else { tensor.contiguous()?.to_device(device) }
+        let target = self.place(to)?;
+        if tensor.device().same_device(&target.device) {
+            return tensor.copy();
+        }
+        copies::across(self.place_of(tensor).map_err(candle_core::Error::wrap)?, target, tensor)
     }
 
-    fn prepare_host(&self, sizes: &[usize]) -> Result<(), CopyError> {
-        self.pool.prepare(sizes)
+    fn prepare_host(&self, index: usize, sizes: &[usize]) -> Result<(), CopyError> {
+        self.place(index)?.host.prepare(sizes)
+    }
+
+    fn near(&self, index: usize) -> Option<Affinity> {
+        // Where the thread may not move, copies are slower, not wrong.
+        Affinity::near(self.places.get(index)?.processors.as_ref()?).ok()
     }
 
     fn stamp(&self, index: usize) -> candle_core::Result<Stamp> {
@@ -189,8 +201,8 @@ impl Backend for CudaBackend {
         let before = memory.restart_peak().map_err(candle_core::Error::wrap)?;
         operation();
         self.synchronise(index)?;
-        let peak = memory.read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH).map_err(candle_core::Error::wrap)?;
-        let after = memory.read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT).map_err(candle_core::Error::wrap)?;
+        let peak = memory.peak().map_err(candle_core::Error::wrap)?;
+        let after = memory.used().map_err(candle_core::Error::wrap)?;
         Ok(Some(Usage { peak_bytes: peak.saturating_sub(before), kept_bytes: after as i64 - before as i64 }))
     }
 
@@ -199,75 +211,6 @@ impl Backend for CudaBackend {
     }
 
     fn trim(&self) {
-        self.pool.trim();
-    }
-}
-
-/// Copies a contiguous tensor to the host and waits for it.
-fn copy_out<T: tensors::Number>(place: &Place, tensor: &Tensor, to: &mut [u8]) -> Result<(), CopyError> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cuda(storage) = &*storage else { return Err(CopyError::NotOnDevice(tensor.device().location())) };
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        return Err(candle_core::Error::msg("a contiguous tensor was expected").into());
-    };
-    if start == end {
-        return Ok(());
-    }
-    let from = storage.as_cuda_slice::<T>()?.slice(start..end);
-    let refused = |e: DriverError| CopyError::Driver(e.to_string());
-    place.offload.memcpy_dtoh(&from, T::of_bytes_mut(to)).map_err(refused)?;
-    place.offload.synchronize().map_err(refused)
-}
-
-/// Copies from the host into new memory and waits for it.
-fn copy_in<T: tensors::Number>(place: &Place, from: &[u8]) -> Result<CudaStorage, CopyError> {
-    let refused = |e: DriverError| CopyError::Driver(e.to_string());
-    let from = T::of_bytes(from);
-    // SAFETY: every element is written by the copy below, on the same stream.
-    let mut to = unsafe { place.reload.alloc::<T>(from.len()) }.map_err(refused)?;
-    if !from.is_empty() {
-        place.reload.memcpy_htod(from, &mut to).map_err(refused)?;
-    }
-    place.reload.synchronize().map_err(refused)?;
-    Ok(CudaStorage::wrap_cuda_slice(to, place.candle.clone()))
-}
-
-/// The driver's pool of a GPU's memory, from which streams allocate.
-#[derive(Debug, Clone, Copy)]
-struct MemoryPool(sys::CUmemoryPool);
-
-// SAFETY: a handle that the driver lets any thread use, for as long as the process lives.
-unsafe impl Send for MemoryPool {}
-// SAFETY: as above.
-unsafe impl Sync for MemoryPool {}
-
-impl MemoryPool {
-    fn of(ordinal: usize) -> Result<Self, DriverError> {
-        let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
-        // SAFETY: `device` comes from the driver.
-        Ok(MemoryPool(unsafe { result::device::get_mem_pool(device) }?))
-    }
-
-    /// Freed memory stays with the process: giving it back and asking for it anew costs milliseconds.
-    fn keep_all(self) -> Result<(), DriverError> {
-        self.write(Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
-    }
-
-    /// Counts the peak anew from what is used now, and returns that, bytes.
-    fn restart_peak(self) -> Result<u64, DriverError> {
-        self.write(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0)?;
-        self.read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
-    }
-
-    fn read(self, attribute: Attribute) -> Result<u64, DriverError> {
-        let mut value = 0_u64;
-        // SAFETY: the pool lives as long as the process; these attributes are 64-bit numbers.
-        unsafe { sys::cuMemPoolGetAttribute(self.0, attribute, (&raw mut value).cast()) }.result()?;
-        Ok(value)
-    }
-
-    fn write(self, attribute: Attribute, mut value: u64) -> Result<(), DriverError> {
-        // SAFETY: as above.
-        unsafe { sys::cuMemPoolSetAttribute(self.0, attribute, (&raw mut value).cast()) }.result()
+        self.places.iter().for_each(|place| place.host.trim());
     }
 }

@@ -18,6 +18,16 @@ pub enum CudaError {
         "the NVIDIA driver finds no devices (are they hidden by CUDA_VISIBLE_DEVICES?); the backend `cpu` needs nothing"
     )]
     NoDevices,
+    /// A device without an allocator in the order of streams.
+    #[error(
+        "device {ordinal} ({name}) has no stream-ordered allocator (memory pools), without which copies cannot overlap with compute: a virtual GPU's host may allow them, other devices can be chosen by CUDA_VISIBLE_DEVICES, the backend `cpu` needs nothing"
+    )]
+    NoMemoryPools {
+        /// Its number.
+        ordinal: usize,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// An NVIDIA device.

@@ -10,6 +10,8 @@ pub mod affinity;
 #[cfg(feature = "cuda")]
 mod backend;
 pub mod compile;
+#[cfg(feature = "cuda")]
+mod copies;
 pub mod describe;
 mod devices;
 mod gate;
@@ -17,7 +19,11 @@ pub mod launch;
 pub(crate) mod memory;
 pub mod nvml;
 pub mod ops;
+#[cfg(feature = "cuda")]
+mod peers;
 pub mod pinned;
+#[cfg(feature = "cuda")]
+mod pool;
 mod product;
 pub mod rig;
 pub mod sources;

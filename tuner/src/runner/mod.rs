@@ -32,6 +32,7 @@
 mod board;
 mod data;
 mod error;
+mod host;
 mod ledger;
 mod optimizer;
 mod parked;

@@ -143,6 +143,26 @@ impl Program {
         self
     }
 
+    /// How many microbatches of a stage are on the host at once, or a few more.
+    pub(super) fn on_host(&self, stage: usize) -> usize {
+        let ticket = |kind, microbatch| self.tickets[self.number(Op { kind, stage, microbatch })];
+        let mut changes: Vec<(u32, bool)> = Vec::new();
+        for microbatch in 0..self.microbatches {
+            let back = ticket(OpKind::R, microbatch);
+            if back != NONE {
+                changes.extend([(ticket(OpKind::F, microbatch), true), (back, false)]);
+            }
+        }
+        changes.sort_unstable();
+        let (mut now, mut most) = (0_usize, 0);
+        for &(_, leaves) in &changes {
+            now = if leaves { now + 1 } else { now.saturating_sub(1) };
+            most = most.max(now);
+        }
+        // A reload takes the device's memory at its turn, and gives the host's back at its end.
+        (most + 1).min(changes.len() / 2)
+    }
+
     /// Whether the ops of a stage are carried out here.
     pub(super) fn is_here(&self, stage: usize) -> bool {
         self.here[stage]

@@ -121,6 +121,7 @@ struct Compute {
 impl Runner {
     /// Carries out the commands. Whatever fails, a panic included, goes to the board.
     pub(super) fn run(self) {
+        let _near = self.near();
         let mut compute = Compute::default();
         while let Ok(command) = self.commands.recv() {
             let result = catch_unwind(AssertUnwindSafe(|| self.obey(&mut compute, command)));
@@ -141,7 +142,7 @@ impl Runner {
         }
     }
 
-    fn worker(&self) -> Worker {
+    pub(super) fn worker(&self) -> Worker {
         self.shared.board.program.workers[self.index].worker
     }
 
@@ -163,7 +164,10 @@ impl Runner {
         let stages = shared.problem.stages();
         compute.expected =
             (0..stages).map(|s| u64::try_from(shared.problem.bytes.activation[s]).unwrap_or(0)).collect();
-        let Worker::Device(device) = self.worker() else { return Ok(Reply::Done) };
+        let Worker::Device(device) = self.worker() else {
+            self.prepare_host();
+            return Ok(Reply::Done);
+        };
         let options = &shared.build[device];
         for s in 0..stages {
             let own = shared.problem.placement[s] == device;
@@ -222,19 +226,14 @@ impl Runner {
         if stage.tied().is_none() {
             return Ok(None);
         }
-        let [embedding, head] = &self.shared.tied;
-        let (embedding, head) = (lock(embedding).clone(), lock(head).clone());
-        match (embedding, head) {
-            (Some(embedding), Some(head)) => {
-                let place = embedding.device();
-                let sum = (&embedding + head.to_device(place)?)?;
-                Ok(Some(match stage.tied() {
-                    Some((_, own)) => sum.to_device(own.device())?,
-                    None => sum,
-                }))
-            }
-            _ => candle_core::bail!("one of the two gradients of the tied matrix is missing"),
-        }
+        let Worker::Device(device) = self.worker() else { return Ok(None) };
+        let [embedding, head] = self.shared.tied.each_ref().map(|end| {
+            let Some(gradient) = lock(end).clone() else {
+                candle_core::bail!("one of the two gradients of the tied matrix is missing")
+            };
+            self.at_home(&gradient, device)
+        });
+        Ok(Some((embedding? + head?)?))
     }
 
     fn step(&self, compute: &mut Compute, microbatches: &[Microbatch]) -> std::result::Result<Reply, Stopped> {
@@ -275,9 +274,8 @@ impl Runner {
     /// The microbatches' tokens where this thread's device needs them.
     fn placed(&self, microbatches: &[Microbatch]) -> Result<Vec<Microbatch>> {
         let Worker::Device(device) = self.worker() else { return Ok(Vec::new()) };
-        let place = self.shared.backend.device(self.place(device))?;
         let placed = |x: &Microbatch| {
-            Ok(Microbatch { tokens: x.tokens.to_device(place)?, targets: x.targets.to_device(place)? })
+            Ok(Microbatch { tokens: self.at_home(&x.tokens, device)?, targets: self.at_home(&x.targets, device)? })
         };
         microbatches.iter().map(placed).collect()
     }
@@ -288,8 +286,18 @@ impl Runner {
     }
 
     /// Where a device of the problem is carried out: the number of the backend's device.
-    fn place(&self, device: usize) -> usize {
+    pub(super) fn place(&self, device: usize) -> usize {
         self.shared.place[device]
+    }
+
+    /// A tensor where a device of the problem computes: itself, or a copy.
+    fn at_home(&self, tensor: &Tensor, device: usize) -> Result<Tensor> {
+        let (backend, place) = (&self.shared.backend, self.place(device));
+        if tensor.device().same_device(backend.device(place)?) {
+            Ok(tensor.clone())
+        } else {
+            backend.send(tensor, place)
+        }
     }
 
     fn now(&self) -> u64 {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 use optpipe_configs::job::Optimizer;
-use optpipe_kernels::arena::HostTensor;
+use optpipe_kernels::arena::HostTensors;
 use optpipe_kernels::copy::CopyError;
 use optpipe_profiler::model::BuildOptions;
 
@@ -17,9 +17,9 @@ use super::super::{RunPlan, data, share};
 /// The tensors of one microbatch between the stages, on the host.
 pub(super) struct Boundary {
     /// By stage: its input; none for the first.
-    inputs: Vec<Option<HostTensor>>,
+    inputs: Vec<Option<HostTensors>>,
     /// By stage: the gradient by its output; none for the last.
-    gradients: Vec<Option<HostTensor>>,
+    gradients: Vec<Option<HostTensors>>,
 }
 
 impl Boundary {
@@ -51,7 +51,7 @@ impl Boundary {
             go_on()?;
             let output = boundary.input(plan, stage, &options).and_then(|input| {
                 let (output, _) = build(stage)?.forward(input, &tokens)?;
-                backend.offload(&output)
+                backend.offload(&[output])
             });
             boundary.inputs[stage + 1] = Some(output.map_err(failed(stage))?);
         }
@@ -59,13 +59,13 @@ impl Boundary {
             go_on()?;
             let by_input = boundary.input(plan, stage, &options).and_then(|input| {
                 let gradient = match &boundary.gradients[stage] {
-                    Some(gradient) => backend.reload(gradient, 0)?,
+                    Some(gradient) => reload(plan, gradient)?,
                     None => scalar(1.0 / plan.problem.microbatches as f64, &options)?,
                 };
                 let built = build(stage)?;
                 let (_, saved) = built.forward(input, &tokens)?;
                 let (by_input, _) = built.backward_input(saved, gradient, &tokens)?;
-                by_input.map(|by_input| backend.offload(&by_input)).transpose()
+                by_input.map(|by_input| backend.offload(&[by_input])).transpose()
             });
             boundary.gradients[stage - 1] = by_input.map_err(failed(stage))?;
         }
@@ -74,7 +74,7 @@ impl Boundary {
 
     fn input(&self, plan: &RunPlan, stage: usize, options: &BuildOptions) -> Result<candle_core::Tensor, CopyError> {
         match &self.inputs[stage] {
-            Some(input) => plan.backend.reload(input, 0),
+            Some(input) => reload(plan, input),
             None => Ok(scalar(0.0, options)?),
         }
     }
@@ -86,13 +86,19 @@ impl Boundary {
         let mut list = Vec::new();
         for stage in plan.problem.stages_of(device) {
             if let (Some(input), true) = (&self.inputs[stage], stage > 0 && placement[stage - 1] != device) {
-                list.push(Supply::Input(stage, plan.backend.reload(input, 0).map_err(failed)?));
+                list.push(Supply::Input(stage, reload(plan, input).map_err(failed)?));
             }
             let from_behind = placement.get(stage + 1).is_some_and(|&behind| behind != device);
             if let (Some(gradient), true) = (&self.gradients[stage], from_behind) {
-                list.push(Supply::Gradient(stage, plan.backend.reload(gradient, 0).map_err(failed)?));
+                list.push(Supply::Gradient(stage, reload(plan, gradient).map_err(failed)?));
             }
         }
         Ok(list)
     }
+}
+
+/// The one tensor of a copy, on the backend's first device.
+fn reload(plan: &RunPlan, host: &HostTensors) -> Result<candle_core::Tensor, CopyError> {
+    let missing = || candle_core::Error::msg("a copy without its tensor").into();
+    plan.backend.reload(host, 0)?.pop().ok_or_else(missing)
 }

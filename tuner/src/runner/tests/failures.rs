@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use optpipe_kernels::alloc::Usage;
-use optpipe_kernels::arena::HostTensor;
+use optpipe_kernels::arena::HostTensors;
 use optpipe_kernels::backend::{Backend, BackendKind, DeviceInfo, Stamp};
 use optpipe_kernels::copy::CopyError;
 use optpipe_solver::method::Method;
@@ -206,23 +206,23 @@ impl Backend for Broken {
         self.sound.synchronise(index)
     }
 
-    fn offload(&self, tensor: &Tensor) -> Result<HostTensor, CopyError> {
+    fn offload(&self, tensors: &[Tensor]) -> Result<HostTensors, CopyError> {
         match self.how {
-            How::Fail => Err(CopyError::Dtype(tensor.dtype())),
+            How::Fail => Err(CopyError::Dtype(tensors[0].dtype())),
             How::Panic => panic!("the link is gone"),
             How::Hang => {
                 std::thread::sleep(Duration::from_secs(3));
-                self.sound.offload(tensor)
+                self.sound.offload(tensors)
             }
         }
     }
 
-    fn reload(&self, host: &HostTensor, index: usize) -> Result<Tensor, CopyError> {
+    fn reload(&self, host: &HostTensors, index: usize) -> Result<Vec<Tensor>, CopyError> {
         self.sound.reload(host, index)
     }
 
-    fn prepare_host(&self, sizes: &[usize]) -> Result<(), CopyError> {
-        self.sound.prepare_host(sizes)
+    fn prepare_host(&self, index: usize, sizes: &[usize]) -> Result<(), CopyError> {
+        self.sound.prepare_host(index, sizes)
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> candle_core::Result<Tensor> {

@@ -1,10 +1,12 @@
 //! Loss and every gradient equal those of the same model without a pipeline.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use optpipe_configs::job::{Optimizer, Precision};
 use optpipe_configs::memory;
 use optpipe_configs::model::Model;
+use optpipe_kernels::cpu::CpuBackend;
 use optpipe_solver::check::check;
 use optpipe_solver::method::Method;
 use optpipe_solver::order::Order;
@@ -172,6 +174,24 @@ fn static_bytes_are_those_of_the_plan() {
                 assert_eq!(pipeline.peak_bytes(), expected);
             }
         }
+    }
+}
+
+#[test]
+fn host_memory_is_there_before_the_first_step() {
+    let model = tiny("llama-15m", 2, false);
+    for (method, split) in [(Method::Gpipe, &[1, 1][..]), (Method::OneFOneB, &[2])] {
+        let problem = problem(&model, split, &vec![0; split.len()], 4);
+        let order = with_offloads(&problem, &textbook::order(&problem, method).unwrap(), |_| true, 1);
+        let schedule = simulate_unlimited(&problem, &order).unwrap().schedule;
+        let cpu = Arc::new(CpuBackend::new(1).unwrap());
+        let mut plan = RunPlan::new(&model, split, &problem, &schedule, cpu.clone());
+        (plan.microbatch_size, plan.sequence_length) = SHAPE;
+        let never = AtomicBool::new(false);
+        let mut pipeline = Pipeline::start(&plan, &Order::of(&problem, &schedule), &never).unwrap();
+        let prepared = cpu.pool().total_bytes();
+        assert!(pipeline.step(&never).unwrap().offloaded_bytes > 0);
+        assert_eq!(cpu.pool().total_bytes(), prepared, "{method}");
     }
 }
 
