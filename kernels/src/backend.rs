@@ -116,6 +116,18 @@ impl Stamp {
         Stamp(Clock::Cuda(event))
     }
 
+    /// Whether the device has come to this moment.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn has_come(&self) -> candle_core::Result<bool> {
+        match &self.0 {
+            Clock::Host(_) => Ok(true),
+            #[cfg(feature = "cuda")]
+            Clock::Cuda(event) => event.try_is_complete().map_err(candle_core::Error::wrap),
+        }
+    }
+
     /// The time from this moment to a later one of the same device, ns; waits until the later one has come.
     ///
     /// # Errors
@@ -208,14 +220,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What candle reports.
     fn stamp(&self, index: usize) -> candle_core::Result<Stamp>;
 
-    /// Keeps a device busy with nothing for a while, so that what it is given next is all there when it starts:
-    /// the time that the host takes to give it then counts for nothing. A processor, which is its own host,
-    /// needs no such thing.
+    /// Keeps a device busy with nothing for so long, ns, so that what it is given next is all there when it
+    /// starts: the time that the host takes to give it then counts for nothing. Returns the moment at which the
+    /// device goes on; if that [has come](Stamp::has_come) when all has been given, it was too early. `None` from a
+    /// processor, which is its own host and needs no such thing.
     ///
     /// # Errors
     /// What candle reports.
-    fn hold(&self, _index: usize) -> candle_core::Result<()> {
-        Ok(())
+    fn hold(&self, _index: usize, _ns: u64) -> candle_core::Result<Option<Stamp>> {
+        Ok(None)
     }
 
     /// Runs an operation of a device and takes the device memory that it needs; others should rest meanwhile.

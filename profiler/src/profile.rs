@@ -11,7 +11,7 @@
 //! **Times** come from the three operations in the order in which a pipeline runs them, each on fresh
 //! tensors. A backward_weight is taken with the summing of its gradients, as it runs in a pipeline. A GPU
 //! stamps them itself, by events, and is kept waiting until it has been given all three, so that the host's
-//! launches leave no gaps. While it computes, NVML is asked for clocks, temperature and what slows the device, and
+//! launches leave no gaps: a pass in which it went on too early does not count, and the next one waits longer. While it computes, NVML is asked for clocks, temperature and what slows the device, and
 //! passes during which something did are counted in the profile. A GPU's L2 cache holds what the operation before left there, as in training.
 //! Devices of the CPU backend share the processor's memory bandwidth, its caches, its clock and, if there are
 //! more devices than cores, its cores. So while device 0 is measured, the other devices' threads go
@@ -20,6 +20,7 @@
 //! measure each other's waiting: of those only one computes ([`Backend::physical`]). A program that runs one thread a device
 //! also has to keep tensor operations on their own thread: see [`optpipe_kernels::cpu::init_threads`].
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,6 +38,11 @@ use crate::conditions::{self, Watch};
 use crate::layer::{Layer, Microbatch, Saved, WeightContext};
 use crate::model::{BuildOptions, build_layer};
 use crate::timing::{Collector, Timing, TimingOptions, nanoseconds};
+
+/// How long a GPU is kept waiting at first while it is given the launches of a layer, ns.
+const HELD_NS: u64 = 3_000_000;
+/// At most: whatever a host needs longer for is no matter of launches.
+const MOST_HELD_NS: u64 = 192_000_000;
 
 /// How to measure.
 #[derive(Debug, Clone, PartialEq)]
@@ -166,6 +172,8 @@ struct Rig {
     gradient: Option<Tensor>,
     /// Sums of the parameters' gradients.
     sums: Vec<Tensor>,
+    /// How long the device is kept waiting before a pass, ns.
+    held_ns: Cell<u64>,
 }
 
 impl Subject<'_> {
@@ -200,7 +208,7 @@ impl Subject<'_> {
         };
         let sums = layer.parameters().into_iter().map(|p| Tensor::zeros(p.shape(), DType::F32, place));
         let sums = sums.collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Rig { layer, microbatch, input, gradient, sums })
+        Ok(Rig { layer, microbatch, input, gradient, sums, held_ns: Cell::new(HELD_NS) })
     }
 
     /// Bytes, and parameters of the layer.
@@ -273,7 +281,7 @@ impl Subject<'_> {
                 check(cancel)?;
                 let begin = Instant::now();
                 let ask = || watch.push(self.backend.conditions(0));
-                let times = rig.pass(self.backend, 0, ask).map_err(failed)?;
+                let Some(times) = rig.pass(self.backend, 0, ask).map_err(failed)? else { continue };
                 let cost = nanoseconds(begin.elapsed());
                 for (collector, ns) in collectors.iter_mut().zip(times) {
                     collector.push(ns, cost);
@@ -305,10 +313,16 @@ impl Subject<'_> {
 
 impl Rig {
     /// One pass through the three operations on a device; what each took there, ns. All of it is given to the
-    /// device before it starts, so that none of the times has gaps of the host's; `meanwhile` runs while a device
-    /// that is not the host computes.
-    fn pass(&self, backend: &dyn Backend, device: usize, meanwhile: impl FnOnce()) -> candle_core::Result<[u64; 3]> {
-        backend.hold(device)?;
+    /// device before it starts, so that none of the times has gaps of the host's; `None` where it did start before,
+    /// and will be kept waiting longer the next time. `meanwhile` runs while a device that is not the host computes.
+    fn pass(
+        &self,
+        backend: &dyn Backend,
+        device: usize,
+        meanwhile: impl FnOnce(),
+    ) -> candle_core::Result<Option<[u64; 3]>> {
+        let held_ns = self.held_ns.get();
+        let going_on = backend.hold(device, held_ns)?;
         let stamp = || backend.stamp(device);
         let start = stamp()?;
         let (output, saved) = self.forward()?;
@@ -322,10 +336,18 @@ impl Rig {
         let start = stamp()?;
         self.backward_weight(context)?;
         let backward_weight = [start, stamp()?];
+        let too_early = going_on.is_some_and(|moment| moment.has_come().unwrap_or(true));
         meanwhile();
         backend.synchronise(device)?;
+        if too_early {
+            if held_ns >= MOST_HELD_NS {
+                candle_core::bail!("the host takes more than {} ms to launch the layer", held_ns / 1_000_000);
+            }
+            self.held_ns.set(2 * held_ns);
+            return Ok(None);
+        }
         let took = |[from, to]: &[Stamp; 2]| from.until(to);
-        Ok([took(&forward)?, took(&backward_input)?, took(&backward_weight)?])
+        Ok(Some([took(&forward)?, took(&backward_input)?, took(&backward_weight)?]))
     }
 
     fn forward(&self) -> candle_core::Result<(Tensor, Saved)> {

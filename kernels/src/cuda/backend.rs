@@ -27,9 +27,6 @@ use crate::arena::{HostPool, HostTensors};
 use crate::backend::{Backend, BackendError, BackendKind, DeviceInfo, Stamp, one_of};
 use crate::copy::CopyError;
 
-/// How long [`Backend::hold`] keeps a device, ns: the host gives the launches of a layer in less.
-const HELD_NS: u64 = 3_000_000;
-
 /// NVIDIA GPUs as devices.
 #[derive(Debug)]
 pub struct CudaBackend {
@@ -189,10 +186,11 @@ impl Backend for CudaBackend {
         Ok(Stamp::cuda(event))
     }
 
-    fn hold(&self, index: usize) -> candle_core::Result<()> {
+    fn hold(&self, index: usize, ns: u64) -> candle_core::Result<Option<Stamp>> {
         let place = self.place(index)?;
-        let launch = Hold { ns: HELD_NS }.launch().map_err(candle_core::Error::wrap)?;
-        place.kernels.run(&place.candle.cuda_stream(), &launch).map_err(candle_core::Error::wrap)
+        let launch = Hold { ns }.launch().map_err(candle_core::Error::wrap)?;
+        place.kernels.run(&place.candle.cuda_stream(), &launch).map_err(candle_core::Error::wrap)?;
+        self.stamp(index).map(Some)
     }
 
     fn measure(&self, index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>> {
