@@ -63,7 +63,8 @@ pub struct Job {
     #[serde(default)]
     pub pipeline: Pipeline,
     /// Memory a device may use: `512MiB` for all, or a list with one entry a device. Absent: what
-    /// the device has, shared evenly where devices share it.
+    /// the device has, shared evenly where devices share it; a GPU keeps 1 GiB and 2 % of its memory back, a
+    /// quarter at most, for the driver, libraries and gaps between tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<MemoryLimit>,
     /// Where profiling and running happen.
@@ -430,7 +431,7 @@ impl Job {
         let memory = hardware.devices[..devices].iter().map(|d| d.memory_bytes);
         let shared = hardware.backend == "cpu";
         let Some(limits) = self.memory_limits()? else {
-            return Ok(memory.map(|bytes| if shared { bytes / devices as u64 } else { bytes }).collect());
+            return Ok(memory.map(|bytes| if shared { bytes / devices as u64 } else { usable(bytes) }).collect());
         };
         let too_much = |field: String, memory: u64, limit: u64| {
             let (has, found) = (size::format_bytes(memory), size::format_bytes(limit));
@@ -475,4 +476,10 @@ impl Job {
         let word = self.profile.as_ref();
         word.map(|word| record::find(record::PROFILES, "profile", word, job_file)).transpose()
     }
+}
+
+/// What tensors may take of a GPU's memory, bytes. The rest is for the driver's context, the kernels' code, the
+/// workspaces of cuBLAS, and gaps between tensors.
+fn usable(bytes: u64) -> u64 {
+    bytes - ((1 << 30) + bytes / 50).min(bytes / 4)
 }

@@ -248,6 +248,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn trim(&self) {}
 }
 
+/// Whether the words of an error of a backend or of candle say that a device has no more memory. The driver's own
+/// error is wrapped differently by each of the libraries that it comes through; its name is in the words of all.
+pub fn is_out_of_memory(words: &str) -> bool {
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| words.contains(name))
+}
+
 /// The one of a backend's devices with this number.
 ///
 /// # Errors
@@ -288,6 +294,12 @@ mod tests {
         let line = error.to_string();
         assert!(matches!(error, BackendError::Cuda(_) | BackendError::NoCudaCompute { .. }), "{line}");
         assert!(line.contains("cpu") && !line.contains('\n'), "{line}");
+    }
+
+    #[test]
+    fn a_full_device_is_told_from_other_failures() {
+        assert!(is_out_of_memory("the GPU: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"));
+        assert!(!is_out_of_memory("no 12 bytes of pinned host memory: out of memory"));
     }
 
     #[test]

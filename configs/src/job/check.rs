@@ -279,7 +279,7 @@ mod tests {
         let shared = hardware("cpu", &[8 * gib, 8 * gib]);
         let own = hardware("cuda", &[8 * gib, 4 * gib]);
         assert_eq!(job("").capacity_bytes(&shared).unwrap(), [4 * gib, 4 * gib]);
-        assert_eq!(job("").capacity_bytes(&own).unwrap(), [8 * gib, 4 * gib]);
+        assert_eq!(job("").capacity_bytes(&own).unwrap(), [7 * gib - 8 * gib / 50, 3 * gib]);
         assert_eq!(job("memory_limit: [1GiB, 2GiB]").capacity_bytes(&own).unwrap(), [gib, 2 * gib]);
         let refused = |yaml: &str, hardware| job(yaml).capacity_bytes(hardware).unwrap_err();
         assert_eq!(refused("memory_limit: [1GiB, 5GiB]", &own).field, "memory_limit[1]");

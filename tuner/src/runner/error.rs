@@ -91,6 +91,18 @@ pub enum RunError {
         /// What the problem says they take.
         planned: u64,
     },
+    /// A device has no more memory, whatever its budget says.
+    #[error(
+        "device {device}: {}: the device has no more memory: {message}", .op.map_or_else(|| "outside of an op".to_owned(), |op| OpName(op).to_string())
+    )]
+    OutOfMemory {
+        /// The device.
+        device: usize,
+        /// The op that asked for some; `None` while building the layers or in the optimizer step.
+        op: Option<Op>,
+        /// What the driver reports.
+        message: String,
+    },
     /// The budget refused an allocation.
     #[error("{}: {message}", OpName(*.op))]
     Budget {

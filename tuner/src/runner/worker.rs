@@ -9,7 +9,7 @@ use std::time::Instant;
 use candle_core::{Result, Tensor};
 use optpipe_configs::job::Optimizer;
 use optpipe_configs::model::Model;
-use optpipe_kernels::backend::Backend;
+use optpipe_kernels::backend::{Backend, is_out_of_memory};
 use optpipe_kernels::budget::Reservation;
 use optpipe_profiler::layer::Microbatch;
 use optpipe_profiler::model::BuildOptions;
@@ -153,7 +153,15 @@ impl Runner {
         result: std::result::Result<T, E>,
     ) -> std::result::Result<T, Stopped> {
         result.map_err(|e| {
-            self.shared.board.fail(RunError::Op { worker: self.worker(), op, message: e.to_string() });
+            let (worker, message) = (self.worker(), e.to_string());
+            let device = match worker {
+                Worker::Device(device) => Some(device),
+                Worker::Channel(_) => op.map(|op| self.shared.problem.placement[op.stage]),
+            };
+            self.shared.board.fail(match device {
+                Some(device) if is_out_of_memory(&message) => RunError::OutOfMemory { device, op, message },
+                _ => RunError::Op { worker, op, message },
+            });
             Stopped
         })
     }

@@ -128,6 +128,13 @@ fn failed(error: RunError) -> Error {
             message,
             hint: MORE_THAN_PROFILED.to_owned(),
         },
+        RunError::OutOfMemory { device, .. } => Error::OutOfMemory {
+            device,
+            over_bytes: None,
+            message,
+            hint: "something else takes memory of the device, or memory_limit leaves too little for the driver"
+                .to_owned(),
+        },
         RunError::Stalled { .. } => {
             let hint = "if ops may take so long, raise the job's run.timeout".to_owned();
             Error::Lost { message, hint }

@@ -181,6 +181,7 @@ struct Broken {
 #[derive(Debug, Clone, Copy)]
 enum How {
     Fail,
+    Full,
     Panic,
     Hang,
 }
@@ -209,6 +210,7 @@ impl Backend for Broken {
     fn offload(&self, tensors: &[Tensor]) -> Result<HostTensors, CopyError> {
         match self.how {
             How::Fail => Err(CopyError::Dtype(tensors[0].dtype())),
+            How::Full => Err(CopyError::Driver("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_owned())),
             How::Panic => panic!("the link is gone"),
             How::Hang => {
                 std::thread::sleep(Duration::from_secs(3));
@@ -254,6 +256,8 @@ fn what_a_thread_meets_is_told_with_its_op() {
     };
     let error = go(How::Fail);
     assert!(matches!(&error, RunError::Op { worker: Worker::Channel(1), op, .. } if *op == Some(first)), "{error:?}");
+    let error = go(How::Full);
+    assert!(matches!(&error, RunError::OutOfMemory { device: 1, op, .. } if *op == Some(first)), "{error:?}");
     let error = go(How::Panic);
     assert!(
         matches!(&error, RunError::Panic { worker: Worker::Channel(1), op, message }
