@@ -74,6 +74,10 @@ pub struct LayerProfile {
     pub bytes: LayerBytes,
     /// Parameters (numbers, not bytes) of one layer.
     pub parameters: u64,
+    /// What the device's allocator keeps after a forward beyond its output and its saved tensors (below 0: short of
+    /// them), bytes, where that is more than how finely it allocates: memory that `bytes` does not tell of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unexplained_bytes: Option<i64>,
     /// How the device's clocks were while the times were taken; absent where devices tell nothing of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Conditions>,
@@ -295,6 +299,7 @@ mod tests {
             backward_weight: time(10),
             bytes: LayerBytes { activation: 8, weight_context: 4, offloadable: 8, output: 2, workspace: 1 },
             parameters: 7,
+            unexplained_bytes: None,
             conditions: None,
         };
         Profile {

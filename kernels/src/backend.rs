@@ -238,6 +238,23 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What candle reports.
     fn measure(&self, index: usize, operation: &mut dyn FnMut()) -> candle_core::Result<Option<Usage>>;
 
+    /// Counts [`Backend::peak_bytes`] of a device anew from what is taken now.
+    ///
+    /// # Errors
+    /// What candle reports.
+    fn restart_peak(&self, _index: usize) -> candle_core::Result<()> {
+        Ok(())
+    }
+
+    /// Most memory that a device's own allocator has given out at once since [`Backend::restart_peak`], bytes.
+    /// `None` where it does not tell, or serves several devices.
+    ///
+    /// # Errors
+    /// What candle reports.
+    fn peak_bytes(&self, _index: usize) -> candle_core::Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// A device's clocks at this moment and what slows them, for those who measure. `None` where devices have
     /// no such thing to tell.
     fn conditions(&self, _index: usize) -> Option<Conditions> {

@@ -4,7 +4,8 @@
 //!
 //! **Memory** is taken first, in a run with nothing else going on. What a forward saves, what of it
 //! can be offloaded and what a backward_input leaves are counted from the real tensors; the workspace
-//! comes from the counting allocator ([`optpipe_kernels::alloc`]), on a GPU from the driver's pool. A device holds, while an operation
+//! comes from the counting allocator ([`optpipe_kernels::alloc`]), on a GPU from the driver's pool. What these keep
+//! after a forward is held against its tensors: a layer that hides memory from the schedule shows. A device holds, while an operation
 //! runs, what the schedule counts as `activation`, the operation's input and output, and temporaries.
 //! `workspace` is the most of that beyond `activation`, over the three operations.
 //!
@@ -29,13 +30,14 @@ use candle_core::{DType, Device, Tensor};
 use optpipe_configs::job::{Job, Precision};
 use optpipe_configs::model::Model;
 use optpipe_configs::profile::{Conditions, LayerBytes, LayerKind, LayerProfile, Profile};
+use optpipe_kernels::alloc::Usage;
 use optpipe_kernels::backend::{Backend, Stamp};
 use optpipe_kernels::gradient::accumulate;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::conditions::{self, Watch};
-use crate::layer::{Layer, Microbatch, Saved, WeightContext};
+use crate::layer::{Layer, Microbatch, Saved, WeightContext, storage_id};
 use crate::model::{BuildOptions, build_layer};
 use crate::timing::{Collector, Timing, TimingOptions, nanoseconds};
 
@@ -43,6 +45,9 @@ use crate::timing::{Collector, Timing, TimingOptions, nanoseconds};
 const HELD_NS: u64 = 3_000_000;
 /// At most: whatever a host needs longer for is no matter of launches.
 const MOST_HELD_NS: u64 = 192_000_000;
+
+/// How finely allocators give memory, bytes: CUDA's pools grow by pages of this size.
+const GRANULARITY: i64 = 2 << 20;
 
 /// How to measure.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,7 +119,12 @@ pub fn profile(
         let subject = Subject { model, job, backend, index };
         progress(&format!("profiling: memory of the {name}"));
         check(cancel)?;
-        let (bytes, parameters) = subject.memory().map_err(failed)?;
+        let (bytes, parameters, unexplained_bytes) = subject.memory().map_err(failed)?;
+        if let Some(unexplained) = unexplained_bytes {
+            progress(&format!(
+                "profiling: {name}: its forward keeps {unexplained} bytes beyond its output and saved tensors"
+            ));
+        }
         progress(&format!("profiling: times of the {name}"));
         let (times, conditions) = subject.times(options, cancel, name)?;
         for (operation, timing) in ["forward", "backward_input", "backward_weight"].iter().zip(&times) {
@@ -134,6 +144,7 @@ pub fn profile(
             backward_weight,
             bytes,
             parameters,
+            unexplained_bytes,
             conditions,
         });
     }
@@ -211,13 +222,14 @@ impl Subject<'_> {
         Ok(Rig { layer, microbatch, input, gradient, sums, held_ns: Cell::new(HELD_NS) })
     }
 
-    /// Bytes, and parameters of the layer.
-    fn memory(&self) -> candle_core::Result<(LayerBytes, u64)> {
+    /// Bytes, parameters of the layer, and what a forward keeps that its tensors do not explain.
+    fn memory(&self) -> candle_core::Result<(LayerBytes, u64, Option<i64>)> {
         let rig = self.rig(0)?;
         // What is made once for all (tables, pools) is no part of an operation's memory.
         rig.pass(self.backend, 0, || ())?;
         let input_bytes = bytes_of(&rig.input);
         let ((output, saved), in_forward) = self.measured(|| rig.forward())?;
+        let unexplained = unexplained(in_forward.kept_bytes, rig.kept_bytes(&output, &saved));
         let gradient = rig.gradient_of(&output)?;
         let (output_bytes, saved_bytes) = (bytes_of(&output), saved.bytes());
         let offloadable = saved.offloadable_bytes();
@@ -229,22 +241,23 @@ impl Subject<'_> {
         let activation = saved_bytes.max(weight_context);
         // What lived before each operation on its behalf, and what it allocated on top.
         let most = [
-            input_bytes + in_forward,
-            saved_bytes + bytes_of(&gradient) + in_backward_input,
-            weight_context + in_backward_weight,
+            input_bytes + in_forward.peak_bytes,
+            saved_bytes + bytes_of(&gradient) + in_backward_input.peak_bytes,
+            weight_context + in_backward_weight.peak_bytes,
         ];
         let workspace = most.into_iter().max().unwrap_or(0).saturating_sub(activation);
         let parameters = rig.layer.parameters().iter().map(|p| p.elem_count() as u64).sum();
-        Ok((LayerBytes { activation, weight_context, offloadable, output: output_bytes, workspace }, parameters))
+        let bytes = LayerBytes { activation, weight_context, offloadable, output: output_bytes, workspace };
+        Ok((bytes, parameters, unexplained))
     }
 
-    /// Runs an operation on device 0; its result, and the most memory that it took beyond what was held, bytes.
-    fn measured<T>(&self, operation: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<(T, u64)> {
+    /// Runs an operation on device 0; its result, and the memory that it took.
+    fn measured<T>(&self, operation: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<(T, Usage)> {
         let (mut operation, mut result) = (Some(operation), None);
         let usage = self.backend.measure(0, &mut || result = operation.take().map(|operation| operation()))?;
-        match result {
-            Some(result) => Ok((result?, usage.map_or(0, |usage| usage.peak_bytes))),
-            None => candle_core::bail!("the backend did not run an operation that it was to measure"),
+        match (result, usage) {
+            (Some(result), Some(usage)) => Ok((result?, usage)),
+            _ => candle_core::bail!("the backend did not run an operation that it was to measure"),
         }
     }
 
@@ -354,6 +367,20 @@ impl Rig {
         self.layer.forward(&self.input, &self.microbatch)
     }
 
+    /// Bytes of what a forward made and left: its output and its saved tensors, but for the memory of its input.
+    fn kept_bytes(&self, output: &Tensor, saved: &Saved) -> u64 {
+        let Microbatch { tokens, targets } = &self.microbatch;
+        let mut seen = [&self.input, tokens, targets].map(storage_id).to_vec();
+        let mut bytes = 0;
+        for tensor in std::iter::once(output).chain(saved.0.iter().map(|saved| &saved.tensor)) {
+            if !seen.contains(&storage_id(tensor)) {
+                seen.push(storage_id(tensor));
+                bytes += bytes_of(tensor);
+            }
+        }
+        bytes
+    }
+
     /// The gradient of the loss by the output: 1 if the output is the loss.
     fn gradient_of(&self, output: &Tensor) -> candle_core::Result<Tensor> {
         self.gradient.clone().map_or_else(|| output.ones_like(), Ok)
@@ -367,6 +394,12 @@ impl Rig {
         let gradients = self.layer.backward_weight(context, &self.microbatch)?;
         self.sums.iter().zip(&gradients).try_for_each(|(sum, gradient)| accumulate(sum, gradient, false))
     }
+}
+
+/// What an allocator kept beyond the bytes of tensors, if that is more than how finely it allocates.
+fn unexplained(kept: i64, tensors: u64) -> Option<i64> {
+    let beyond = kept.saturating_sub_unsigned(tensors);
+    (beyond.abs() > GRANULARITY).then_some(beyond)
 }
 
 /// Of so many devices those that compute beside device 0 on hardware that neither it nor one before them is on.

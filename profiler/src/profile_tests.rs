@@ -12,6 +12,13 @@ fn devices_that_share_hardware_do_not_compute_at_once() {
     assert!(beside(1, |device| device).is_empty() && beside(0, |device| device).is_empty());
 }
 
+#[test]
+fn what_tensors_do_not_explain_shows_beyond_the_granularity() {
+    assert_eq!(unexplained(100 + GRANULARITY, 100), None);
+    assert_eq!(unexplained(101 + GRANULARITY, 100), Some(GRANULARITY + 1));
+    assert_eq!(unexplained(0, GRANULARITY as u64 + 7), Some(-GRANULARITY - 7));
+}
+
 /// What needs the counting allocator is tested in a program that has it (`tests/profile.rs`).
 #[test]
 fn without_the_counting_allocator_nothing_is_measured() {

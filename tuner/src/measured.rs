@@ -32,6 +32,10 @@ pub struct Measured {
     pub losses: Vec<f64>,
     /// Largest number of bytes held at once, a device, `static` included.
     pub peak_bytes: Vec<u64>,
+    /// The same as each device's own allocator counts it, temporaries and what is under way between devices
+    /// included, without the workspace set aside; absent where it does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocator_peak_bytes: Option<Vec<u64>>,
     /// Bytes copied to the host in a step, all devices together.
     pub offloaded_bytes: u64,
     /// The median step, op by op: times from the start of that step.
@@ -97,6 +101,7 @@ pub(crate) fn collect(
         steps_ns,
         losses,
         peak_bytes,
+        allocator_peak_bytes: None,
         offloaded_bytes: median.map_or(0, |record| record.offloaded_bytes),
         ops,
     }

@@ -43,6 +43,10 @@ pub struct Rehearsed {
     pub optimizer_ns: Vec<u64>,
     /// Largest number of bytes held at once, a device, `static` included.
     pub peak_bytes: Vec<u64>,
+    /// The same as the allocator of the device at hand counts it during each device's turn, temporaries and what
+    /// other devices send included, without the workspace set aside; absent where it does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocator_peak_bytes: Option<Vec<u64>>,
     /// The error of each device's peak.
     pub peak_errors: Vec<Option<f64>>,
     /// Bytes copied to the host in a step, all devices together.
@@ -116,7 +120,7 @@ impl Rehearsed {
         tolerance: f64,
     ) -> Rehearsed {
         let Rehearsal { ops, step_ns, rounds, settled, interrupted, largest_shift_ns, .. } = rehearsal;
-        let Rehearsal { optimizer_ns, peak_bytes, offloaded_bytes, .. } = rehearsal;
+        let Rehearsal { optimizer_ns, peak_bytes, allocator_peak_bytes, offloaded_bytes, .. } = rehearsal;
         let comparison = compare_ops(problem, schedule, &ops, step_ns, &peak_bytes);
         let peaks = comparison.devices.iter();
         Rehearsed {
@@ -137,6 +141,7 @@ impl Rehearsed {
             optimizer_ns,
             peak_errors: peaks.map(|x| error(x.measured_peak_bytes, x.predicted_peak_bytes)).collect(),
             peak_bytes,
+            allocator_peak_bytes,
             offloaded_bytes,
             errors: errors(problem, &ops),
             comparison,
@@ -148,7 +153,8 @@ impl Rehearsed {
 impl From<Rehearsed> for Measured {
     /// The one step that it puts together, for what draws or compares measured steps. A rehearsal has no losses.
     fn from(rehearsed: Rehearsed) -> Measured {
-        let Rehearsed { backend, step_ns, optimizer_ns, peak_bytes, offloaded_bytes, ops, .. } = rehearsed;
+        let Rehearsed { backend, step_ns, optimizer_ns, peak_bytes, .. } = rehearsed;
+        let Rehearsed { allocator_peak_bytes, offloaded_bytes, ops, .. } = rehearsed;
         let op = |x: RehearsedOp| MeasuredOp {
             device: x.device,
             op: x.op,
@@ -168,6 +174,7 @@ impl From<Rehearsed> for Measured {
             steps_ns: vec![step_ns],
             losses: Vec::new(),
             peak_bytes,
+            allocator_peak_bytes,
             offloaded_bytes,
             ops: ops.into_iter().map(op).collect(),
         }

@@ -247,6 +247,7 @@ mod tests {
             steps_ns: vec![],
             losses: vec![],
             peak_bytes: vec![],
+            allocator_peak_bytes: None,
             offloaded_bytes: 0,
             ops: vec![op],
         }

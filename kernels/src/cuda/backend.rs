@@ -204,6 +204,17 @@ impl Backend for CudaBackend {
         Ok(Some(Usage { peak_bytes: peak.saturating_sub(before), kept_bytes: after as i64 - before as i64 }))
     }
 
+    fn restart_peak(&self, index: usize) -> candle_core::Result<()> {
+        self.place(index)?.memory.restart_peak().map(drop).map_err(candle_core::Error::wrap)
+    }
+
+    fn peak_bytes(&self, index: usize) -> candle_core::Result<Option<u64>> {
+        let place = self.place(index)?;
+        let shared = (0..self.places.len()).any(|other| other != index && self.physical(other) == self.physical(index));
+        let peak = (!shared).then(|| place.memory.peak()).transpose();
+        peak.map_err(candle_core::Error::wrap)
+    }
+
     fn conditions(&self, index: usize) -> Option<Conditions> {
         Some(self.nvml.conditions(&self.place(index).ok()?.bus_id))
     }

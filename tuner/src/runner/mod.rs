@@ -166,7 +166,7 @@ pub fn run(plan: &RunPlan, progress: &mut dyn FnMut(RunProgress), cancel: &Atomi
     for index in 0..steps {
         let measured = index >= plan.warmup_steps;
         if index == plan.warmup_steps {
-            pipeline.reset_peaks();
+            pipeline.reset_peaks()?;
         }
         let record = pipeline.step(cancel)?;
         let update_ns = pipeline.optimize(cancel)?;
@@ -178,9 +178,12 @@ pub fn run(plan: &RunPlan, progress: &mut dyn FnMut(RunProgress), cancel: &Atomi
         }
     }
     let peaks = pipeline.peak_bytes();
+    let by_allocator = (0..plan.problem.devices).map(|device| pipeline.allocator_peak_bytes(device));
+    let by_allocator = by_allocator.collect::<Result<Vec<Option<u64>>, RunError>>()?;
     drop(pipeline);
     let name = plan.backend.kind().to_string();
-    Ok(measured::collect(name, plan.problem, &records, &optimizer_ns, losses, peaks))
+    let measured = measured::collect(name, plan.problem, &records, &optimizer_ns, losses, peaks);
+    Ok(Measured { allocator_peak_bytes: by_allocator.into_iter().collect(), ..measured })
 }
 
 /// As many bytes as no problem can use: sums over its ops stay below 2^59.

@@ -13,7 +13,7 @@ use optpipe_solver::schedule::Op;
 use super::RunPlan;
 use super::board::Arrivals;
 use super::data;
-use super::error::RunError;
+use super::error::{RunError, Worker};
 use super::ledger::Ledger;
 use super::optimizer::Update;
 use super::program::Program;
@@ -295,9 +295,29 @@ impl Pipeline {
         self.shared.ledgers.iter().map(Ledger::peak).collect()
     }
 
+    /// The same of one device as its own allocator counts it, temporaries and tensors under way included. `None`
+    /// where that does not tell.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn allocator_peak_bytes(&self, device: usize) -> Result<Option<u64>, RunError> {
+        self.shared.backend.peak_bytes(self.shared.place[device]).map_err(|e| self.unreadable(device, &e))
+    }
+
     /// Counts the peaks anew.
-    pub fn reset_peaks(&self) {
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn reset_peaks(&self) -> Result<(), RunError> {
         self.shared.ledgers.iter().for_each(Ledger::reset_peak);
+        for (device, &place) in self.shared.place.iter().enumerate() {
+            self.shared.backend.restart_peak(place).map_err(|e| self.unreadable(device, &e))?;
+        }
+        Ok(())
+    }
+
+    fn unreadable(&self, device: usize, error: &candle_core::Error) -> RunError {
+        RunError::Op { worker: Worker::Device(device), op: None, message: error.to_string() }
     }
 }
 

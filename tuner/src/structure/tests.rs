@@ -32,6 +32,7 @@ fn profile(model: &Model, size: usize, ms: f64) -> Profile {
                 workspace: MIB,
             },
             parameters: 1,
+            unexplained_bytes: None,
             conditions: None,
         }
     };

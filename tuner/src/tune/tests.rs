@@ -88,6 +88,7 @@ impl Machine for MadeUp<'_> {
                 workspace: MIB,
             },
             parameters: 1,
+            unexplained_bytes: None,
             conditions: None,
         };
         Ok(Profile {
@@ -164,6 +165,7 @@ impl Machine for MadeUp<'_> {
             steps_ns: vec![step],
             losses: vec![1.0],
             peak_bytes: simulated.peak_bytes.iter().map(|&b| b as u64).collect(),
+            allocator_peak_bytes: None,
             offloaded_bytes: 0,
             ops,
         })

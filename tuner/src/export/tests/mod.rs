@@ -139,6 +139,7 @@ fn near(problem: &Problem, schedule: &Schedule) -> Measured {
         steps_ns: vec![step_ns; 5],
         losses: vec![1.0; 5],
         peak_bytes: problem.bytes.capacity.iter().map(|&c| c as u64 + 1).collect(),
+        allocator_peak_bytes: None,
         offloaded_bytes: 0,
         ops,
     }

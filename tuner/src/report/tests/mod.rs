@@ -92,6 +92,7 @@ fn ran(problem: &Problem, schedule: &Schedule) -> Measured {
         steps_ns: vec![step; 3],
         losses: vec![1.0; 3],
         peak_bytes: report.peak_bytes.iter().map(|&bytes| bytes as u64 - 1000).collect(),
+        allocator_peak_bytes: None,
         offloaded_bytes: report.offloaded_bytes as u64,
         ops,
     }
@@ -169,6 +170,7 @@ pub(crate) fn run(problem: &Problem, name: &str) -> Run {
         backward_weight: sample(9_000_000),
         bytes: LayerBytes { activation: 8, weight_context: 4, offloadable: 8, output: 2, workspace: 1 },
         parameters: 7,
+        unexplained_bytes: None,
         conditions: None,
     };
     let summary = Summary {

@@ -109,6 +109,8 @@ pub struct Rehearsal {
     pub optimizer_ns: Vec<u64>,
     /// Most bytes held at once, a device, static ones included.
     pub peak_bytes: Vec<u64>,
+    /// The same as the backend's allocator counts it; `None` where it does not tell.
+    pub allocator_peak_bytes: Option<Vec<u64>>,
     /// Bytes copied to the host in a step, all devices together.
     pub offloaded_bytes: u64,
 }
@@ -130,6 +132,7 @@ struct Turn {
     ops: BTreeMap<Op, OpTimes>,
     optimizer_ns: Vec<u64>,
     peak_bytes: u64,
+    allocator_peak_bytes: Option<u64>,
     offloaded_bytes: u64,
 }
 
@@ -143,6 +146,7 @@ impl Turn {
         }
         self.optimizer_ns.extend(earlier.optimizer_ns);
         self.peak_bytes = self.peak_bytes.max(earlier.peak_bytes);
+        self.allocator_peak_bytes = self.allocator_peak_bytes.max(earlier.allocator_peak_bytes);
     }
 }
 
@@ -230,7 +234,7 @@ fn take_turn(
         pipeline.execute(Some(vec![0; arrivals.len()]), cancel)?;
         pipeline.optimize(cancel)?;
     }
-    pipeline.reset_peaks();
+    pipeline.reset_peaks()?;
     let mut turn = Turn::default();
     for _ in 0..plan.steps {
         let step = pipeline.execute(Some(arrivals.clone()), cancel)?;
@@ -244,6 +248,7 @@ fn take_turn(
         }
     }
     turn.peak_bytes = pipeline.peak_bytes()[device];
+    turn.allocator_peak_bytes = pipeline.allocator_peak_bytes(device)?;
     Ok(turn)
 }
 
@@ -276,6 +281,7 @@ fn collect(problem: &Problem, timeline: &Timeline<'_>, turns: &[Turn]) -> Rehear
         interrupted: false,
         optimizer_ns: turns.iter().map(|turn| median(&turn.optimizer_ns)).collect(),
         peak_bytes: turns.iter().map(|turn| turn.peak_bytes).collect(),
+        allocator_peak_bytes: turns.iter().map(|turn| turn.allocator_peak_bytes).collect(),
         offloaded_bytes: turns.iter().map(|turn| turn.offloaded_bytes).sum(),
     }
 }

@@ -143,6 +143,7 @@ pub(super) fn profile(answer: &Answer, job: &Job, model: &Model) -> Result<Profi
             backward_weight,
             bytes: layer.bytes,
             parameters: layer.parameters,
+            unexplained_bytes: None,
             conditions: None,
         });
     }
