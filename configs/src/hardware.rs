@@ -111,6 +111,16 @@ impl Hardware {
         }
     }
 
+    /// How much longer an offload and a reload of a device take while it computes, as factors of 1 and more: where it
+    /// was not measured on this device, those of the first one; 1 where on none.
+    pub fn copies_beside_compute(&self, device: usize) -> [f64; 2] {
+        let measured = self.details.as_ref().map_or(&[][..], |details| &details.interference);
+        let own = measured.iter().find(|x| x.device == device).or(measured.first());
+        // A factor below 1 is noise, one that is no number is none.
+        let factor = |x: f64| if x.is_finite() { x.clamp(1.0, 100.0) } else { 1.0 };
+        own.map_or([1.0; 2], |x| [x.offload_beside_product, x.reload_beside_product].map(factor))
+    }
+
     /// The same machine with so many devices: the first ones, or, where there are fewer, all of them in turn,
     /// those on one another sharing its channels and its memory.
     #[must_use]
@@ -322,6 +332,25 @@ pub(crate) mod tests {
         assert_eq!(serde_yaml::from_str::<Hardware>(&text).unwrap(), hardware);
         hardware.details = None;
         assert!(!serde_yaml::to_string(&hardware).unwrap().contains("details"));
+    }
+
+    #[test]
+    fn copies_are_slower_beside_compute_as_measured() {
+        let mut hardware = hardware("cuda", &[1 << 30, 1 << 30]);
+        assert_eq!(hardware.copies_beside_compute(0), [1.0; 2]);
+        let of = |device, out, back| details::Interference {
+            device,
+            product: String::new(),
+            product_time: Sample { median_ns: 1, mad_ns: 0, p05_ns: 1, p95_ns: 1, count: 1, stable: true },
+            product_beside_offload: 1.1,
+            product_beside_reload: 1.1,
+            product_beside_both: 1.2,
+            offload_beside_product: out,
+            reload_beside_product: back,
+        };
+        let interference = vec![of(0, 1.5, 0.9), of(1, f64::NAN, 1.25)];
+        hardware.details = Some(Box::new(Details { interference, ..Details::default() }));
+        assert_eq!([0, 1, 2].map(|d| hardware.copies_beside_compute(d)), [[1.5, 1.0], [1.0, 1.25], [1.5, 1.0]]);
     }
 
     #[test]

@@ -7,7 +7,9 @@
 //!   of the measured situations that the hardware's channels allow at the same time: the other
 //!   direction, where offload and reload have channels of their own, and the neighbouring device,
 //!   where it has. In a pipeline in its steady state all of these run together. Where the hardware has
-//!   links of each device they count, else those of device 0 for all.
+//!   links of each device they count, else those of device 0 for all. Beside compute, which is nearly always, a
+//!   copy takes longer by what the calibration measured. What copies cost compute is not in its times: it depends
+//!   on how much of an op they cover.
 //! - PyTorch has no input gradient of the first stage: there its weight gradient is the whole backward, which
 //!   takes the place of B, so W takes no time.
 //! - An activation or gradient sent to the next stage is one copy over the link between devices.
@@ -165,8 +167,9 @@ pub fn unlimited(profile: &Profile, hardware: &Hardware, job: &Job, model: &Mode
         let offloadable: u64 = held.iter().map(|x| x.bytes.offloadable).sum();
         sizes.offloadable.push(to_i64(offloadable));
         let (copy_out, copy_in) = &copies[placement[s]];
-        t.offload.push(slowest(copy_out, offloadable));
-        t.reload.push(slowest(copy_in, offloadable));
+        let [beside_out, beside_in] = hardware.copies_beside_compute(placement[s]);
+        t.offload.push(scaled(slowest(copy_out, offloadable), beside_out));
+        t.reload.push(scaled(slowest(copy_in, offloadable), beside_in));
         if s + 1 < ranges.len() {
             let output = held.last().map_or(0, |layer| layer.bytes.output);
             let (here, there) = (placement[s], placement[s + 1]);
@@ -354,6 +357,10 @@ fn copies(hardware: &Hardware, device: usize) -> (Vec<&Link>, Vec<&Link>) {
 
 fn slowest(links: &[&Link], bytes: u64) -> i64 {
     to_i64(links.iter().map(|link| link.copy_ns(bytes)).max().unwrap_or(0))
+}
+
+fn scaled(ns: i64, factor: f64) -> i64 {
+    (ns as f64 * factor).round() as i64
 }
 
 /// Values beyond the range are caught by the problem's own check.
