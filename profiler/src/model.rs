@@ -7,8 +7,10 @@ use crate::layers::{
 };
 use candle_core::{DType, Device, Result, Tensor, bail};
 use optpipe_configs::model::{Family, Mlp as MlpKind, Model, Norm as NormKind};
+use optpipe_kernels::cpu::cores;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
+use std::thread;
 
 /// Standard deviation of the weights at the start, GPT-2's and most of its successors'.
 const DEVIATION: f64 = 0.02;
@@ -73,17 +75,9 @@ impl Parameters<'_> {
     fn normal(&mut self, rows: usize, columns: usize) -> Result<Tensor> {
         let key = [self.options.seed, self.layer, self.next].into_iter().fold(0, |key, part| mix(key ^ mix(part)));
         self.next += 1;
-        let mut rng = Pcg64::seed_from_u64(key);
-        let count = rows * columns;
-        let mut values = Vec::with_capacity(count + 1);
-        while values.len() < count {
-            // Box and Muller: two normal numbers from two uniform ones, the first of (0, 1].
-            let (first, second) = (1.0 - rng.random::<f32>(), rng.random::<f32>());
-            let radius = DEVIATION as f32 * (-2.0 * first.ln()).sqrt();
-            let (sin, cos) = (std::f32::consts::TAU * second).sin_cos();
-            values.extend([radius * cos, radius * sin]);
-        }
-        values.truncate(count);
+        // On the CPU each device's layers are built by a thread of its own already.
+        let threads = if self.options.device.is_cpu() { 1 } else { cores() };
+        let values = normal_numbers(key, rows * columns, threads)?;
         Tensor::from_vec(values, (rows, columns), &self.options.device)?.to_dtype(self.options.dtype)
     }
 
@@ -109,6 +103,39 @@ impl Parameters<'_> {
         let weight = self.ones(width)?;
         let bias = (kind == NormKind::Layer).then(|| self.zeros(width)).transpose()?;
         Ok(Norm { kind, epsilon, weight, bias })
+    }
+}
+
+/// Normal numbers, drawn by several threads; the same ones whatever their number.
+fn normal_numbers(key: u64, count: usize, threads: usize) -> Result<Vec<f32>> {
+    // Fewer are drawn sooner than a thread starts.
+    const LEAST: usize = 1 << 16;
+    let mut values = vec![0.0; count];
+    let share = count.div_ceil(threads.max(1)).max(LEAST).next_multiple_of(2);
+    thread::scope(|scope| {
+        let mut parts = values.chunks_mut(share).enumerate();
+        let first = parts.next();
+        for (index, part) in parts {
+            let mut rng = Pcg64::seed_from_u64(key);
+            // One uniform number is drawn for each normal one.
+            rng.advance((index * share) as u128);
+            thread::Builder::new().spawn_scoped(scope, move || fill_normal(rng, part))?;
+        }
+        if let Some((_, part)) = first {
+            fill_normal(Pcg64::seed_from_u64(key), part);
+        }
+        Result::<()>::Ok(())
+    })?;
+    Ok(values)
+}
+
+/// Box and Muller: two normal numbers from two uniform ones, the first of (0, 1].
+fn fill_normal(mut rng: Pcg64, values: &mut [f32]) {
+    for pair in values.chunks_mut(2) {
+        let (first, second) = (1.0 - rng.random::<f32>(), rng.random::<f32>());
+        let radius = DEVIATION as f32 * (-2.0 * first.ln()).sqrt();
+        let (sin, cos) = (std::f32::consts::TAU * second).sin_cos();
+        pair.iter_mut().zip([radius * cos, radius * sin]).for_each(|(value, number)| *value = number);
     }
 }
 

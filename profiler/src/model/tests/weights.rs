@@ -93,3 +93,14 @@ fn a_sequence_beyond_the_learned_positions_is_an_error() {
     let error = embedding.forward(&none, &microbatch(&model, 1, 17)).unwrap_err().to_string();
     assert!(error.contains("17") && error.contains("16"), "{error}");
 }
+
+#[test]
+fn any_number_of_threads_draws_the_same_numbers() {
+    for count in [0, 1, 2, 77, (1 << 16) + 1, 200_001, 400_000] {
+        let expected = normal_numbers(5, count, 1).unwrap();
+        assert_eq!(expected.len(), count);
+        for threads in [0, 2, 3, 8] {
+            assert!(normal_numbers(5, count, threads).unwrap() == expected, "{count} by {threads}");
+        }
+    }
+}
