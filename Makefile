@@ -47,17 +47,19 @@ cuda: setup
 # Lints what only a build for GPUs has, on any machine: nothing of CUDA is needed, nothing is linked.
 check-cuda: setup
 	@$(with_env) PATH="$(CURDIR)/.ci/stand-in:$$PATH" NVCC="$(CURDIR)/.ci/stand-in/nvcc" CUDA_COMPUTE_CAP=90 \
-		cargo clippy --release --package optpipe-kernels --package optpipe-profiler --all-targets --features cuda \
-		-- -D warnings
+		cargo clippy --release --package optpipe-kernels --package optpipe-profiler --package optpipe --all-targets \
+		--features cuda -- -D warnings
 
-# Builds for GPUs and checks on one: goals, measurements, verdicts.
+# Builds for GPUs and checks on one: goals, measurements, verdicts. `make gpu-check RECORD=--record` also keeps the
+# machine's calibration and profiles in configs/.
 gpu-check: cuda
 	@$(with_env) cuda=$$(.ci/cuda --env) && eval "$$cuda" && mkdir -p target/gpu-check && \
 		cp target/cuda/release/optpipe target/gpu-check/optpipe && \
-		built() { cargo "$$1" --profile release --package optpipe-kernels --features cuda --target-dir target/cuda "$$2" "$$3" \
+		built() { cargo "$$1" --profile release --package "$$2" --features cuda --target-dir target/cuda "$${@:3}" \
 			--no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n1; } && \
-		cp "$$(built test --test kernels)" target/gpu-check/kernels && \
-		cp "$$(built bench --bench gpu)" target/gpu-check/speed && .ci/gpu-check target/gpu-check
+		cp "$$(built test optpipe-kernels --test kernels)" target/gpu-check/kernels && \
+		cp "$$(built bench optpipe-kernels --bench gpu)" target/gpu-check/speed && \
+		cp "$$(built test optpipe --lib)" target/gpu-check/runner && .ci/gpu-check target/gpu-check $(RECORD)
 
 setup:
 	@.ci/setup

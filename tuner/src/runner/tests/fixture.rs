@@ -1,11 +1,14 @@
 //! Tiny models, their problems, and orders with offloads.
+//!
+//! Runs are on this machine's processor, or, with OPTPIPE_TEST_DEVICE=cuda, on its GPUs.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use candle_core::Tensor;
 use optpipe_configs::job::{Optimizer, Precision};
 use optpipe_configs::{memory, model::Model, split};
-use optpipe_kernels::backend::Backend;
+use optpipe_kernels::backend::{Backend, BackendKind, open};
 use optpipe_kernels::cpu::CpuBackend;
 use optpipe_profiler::model::{BuildOptions, build};
 use optpipe_solver::order::Order;
@@ -27,15 +30,33 @@ pub(in super::super) fn tiny(preset: &str, layers: usize, tied: bool) -> Model {
     model
 }
 
+/// Where the environment wants tests to run.
+pub(super) static KIND: LazyLock<BackendKind> = LazyLock::new(|| {
+    std::env::var("OPTPIPE_TEST_DEVICE").map_or(BackendKind::Cpu, |name| name.parse().unwrap_or_else(|e| panic!("{e}")))
+});
+
+/// Part of the whole by which a gradient or a loss may differ from the model's without a pipeline: on a GPU, whose
+/// products sum in another order than the processor's that they are compared with, by rounding in f32.
+pub(super) fn tolerance() -> f64 {
+    if *KIND == BackendKind::Cpu { 1e-5 } else { 1e-4 }
+}
+
 pub(in super::super) fn backend(devices: usize) -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(devices).unwrap())
+    // Opening GPUs takes longer than a test.
+    static OPENED: LazyLock<Mutex<HashMap<usize, Arc<dyn Backend>>>> = LazyLock::new(Mutex::default);
+    match *KIND {
+        BackendKind::Cpu => Arc::new(CpuBackend::new(devices).unwrap()),
+        kind => Arc::clone(OPENED.lock().unwrap().entry(devices).or_insert_with(|| open(kind, devices).unwrap())),
+    }
 }
 
 /// Saved bytes, context bytes and offloadable bytes of each layer, as a profile has them.
 fn layer_bytes(model: &Model) -> Vec<[i64; 3]> {
-    let layers = build(model, &BuildOptions::default()).unwrap();
-    let microbatch = data::microbatch(0, 0, 0, SHAPE, model.vocabulary, &candle_core::Device::Cpu).unwrap();
-    let mut x = Tensor::new(0f32, &candle_core::Device::Cpu).unwrap();
+    let backend = backend(1);
+    let device = backend.device(0).unwrap();
+    let layers = build(model, &BuildOptions { device: device.clone(), ..BuildOptions::default() }).unwrap();
+    let microbatch = data::microbatch(0, 0, 0, SHAPE, model.vocabulary, device).unwrap();
+    let mut x = Tensor::new(0f32, device).unwrap();
     let mut list = Vec::new();
     for layer in &layers {
         let (output, saved) = layer.forward(&x, &microbatch).unwrap();

@@ -17,10 +17,8 @@ use optpipe_solver::textbook;
 use proptest::prelude::*;
 
 use super::super::{Pipeline, RunPlan, run};
-use super::fixture::{SHAPE, backend, problem, random_order, tiny, with_offloads};
+use super::fixture::{SHAPE, backend, problem, random_order, tiny, tolerance, with_offloads};
 use super::reference::Reference;
-
-const TOLERANCE: f64 = 1e-5;
 
 /// Distance of the whole vectors, relative to the expected one.
 fn error(expected: &[f64], found: &[f32]) -> f64 {
@@ -55,7 +53,7 @@ fn prove(model: &Model, split: &[usize], problem: &Problem, order: &Order, optim
         let record = pipeline.step(&never).unwrap();
         let expected = reference.step(problem.microbatches);
         let off = (record.loss - expected.loss).abs() / expected.loss;
-        assert!(off <= TOLERANCE, "step {step}: loss {} instead of {}", record.loss, expected.loss);
+        assert!(off <= tolerance(), "step {step}: loss {} instead of {}", record.loss, expected.loss);
         let gradients = pipeline.gradients(&never).unwrap();
         assert_eq!(gradients.len(), expected.gradients.iter().map(Vec::len).sum::<usize>());
         let mut found = gradients.iter();
@@ -65,7 +63,7 @@ fn prove(model: &Model, split: &[usize], problem: &Problem, order: &Order, optim
                 assert_eq!(gradient.layer, layer);
                 let numbers = gradient.gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 let off = error(expected, &numbers);
-                assert!(off <= TOLERANCE, "step {step}: layer {layer}, {}: off by {off:e}", gradient.name);
+                assert!(off <= tolerance(), "step {step}: layer {layer}, {}: off by {off:e}", gradient.name);
             }
         }
         // An embedding alone saves nothing: its offloads copy nothing.
