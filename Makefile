@@ -47,8 +47,7 @@ cuda: setup
 # Lints what only a build for GPUs has, on any machine: nothing of CUDA is needed, nothing is linked.
 check-cuda: setup
 	@$(with_env) PATH="$(CURDIR)/.ci/stand-in:$$PATH" NVCC="$(CURDIR)/.ci/stand-in/nvcc" CUDA_COMPUTE_CAP=90 \
-		cargo clippy --release --package optpipe-kernels --package optpipe-profiler --package optpipe --all-targets \
-		--features cuda -- -D warnings
+		cargo clippy --release --workspace --all-targets --features cuda -- -D warnings
 
 # Builds for GPUs and checks on one: goals, measurements, verdicts. `make gpu-check RECORD=--record` also keeps the
 # machine's calibration and profiles in configs/.

@@ -30,17 +30,12 @@ use half::bf16;
 
 use super::launch::{Input, Kernels, Launch, LaunchError, Output};
 
-/// Numbers that are copied between device and host as bytes.
+/// Numbers that are copied between devices and the host.
 pub(super) trait Number: CudaDType + DeviceRepr + Copy {
-    /// The numbers that these bytes are; the memory is aligned for them, as all of a pool's buffers are.
-    fn of_bytes(bytes: &[u8]) -> &[Self] {
-        // SAFETY: every bit pattern is a number of the formats that implement this.
-        unsafe { bytes.align_to() }.1
-    }
-
-    /// The same, to be written.
+    /// The numbers that these bytes are, to be written; the memory is aligned for them, as tensors in all of a pool's
+    /// buffers are.
     fn of_bytes_mut(bytes: &mut [u8]) -> &mut [Self] {
-        // SAFETY: as above.
+        // SAFETY: every bit pattern is a number of the formats that implement this.
         unsafe { bytes.align_to_mut() }.1
     }
 }
