@@ -1,14 +1,18 @@
 """What autograd keeps between forward and backward: counted, sent to the host, brought back.
 
 Work is on storages: a storage that left has size 0, and tensors and views of it are as before once it is
-back. Not moved: parameters and buffers, the stage's inputs (torch's receive buffers, or views of the whole
-batch), its outputs (which may still be sent), and what two microbatches share.
+back. Not moved: parameters and buffers, the batch and its targets (a microbatch's part is a view of the whole),
+the stage's inputs (torch's receive buffers), its outputs (which may still be sent), and what microbatches share:
+what two of them have saved at once, and what was there before the first forward (masks, tables of positions).
 """
 
+import collections
 import contextlib
+import gc
 import weakref
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class OutOfMemory(RuntimeError):
@@ -18,6 +22,25 @@ class OutOfMemory(RuntimeError):
         super().__init__(f"stage {pair[0]}, microbatch {pair[1]}: autograd holds {held} bytes, beside what is static "
                          f"the limit leaves {limit}")
         self.over_bytes = held - limit
+
+
+class HostMemory(RuntimeError):
+    """The host has no memory left that copies can go to; the device may have."""
+
+    def __init__(self, size, error):
+        super().__init__(f"no {size} bytes of host memory can be pinned: offload less, or give the process more "
+                         f"(`ulimit -l`, a container's limit): {error}")
+
+
+def host_buffer(size, pinned):
+    """Host memory for copies."""
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError as e:
+        if not pinned:
+            raise
+        # CUDA's own words could be about the device.
+        raise HostMemory(size, e) from None
 
 
 class _Entry:
@@ -39,10 +62,11 @@ class _Entry:
 class _Saved:
     """What autograd holds in a tensor's stead; its end tells that the graph let go."""
 
-    __slots__ = ("tensor", "entry", "ledger", "__weakref__")
+    __slots__ = ("tensor", "version", "entry", "ledger", "__weakref__")
 
     def __init__(self, tensor, entry, ledger):
         self.tensor, self.entry, self.ledger = tensor, entry, ledger
+        self.version = tensor._version
         entry.references += 1
 
     def drop(self):
@@ -57,26 +81,54 @@ class _Saved:
         self.drop()
 
 
-class Ledger:
-    """The saved storages of a rank's stages."""
+def storages(tensors):
+    """What tells the storages of tensors from others, as long as they live."""
+    return {t.untyped_storage()._cdata for t in tensors if isinstance(t, torch.Tensor) and t.layout == torch.strided}
 
-    def __init__(self, device):
-        self.device = torch.device(device)
+
+def existing(kind):
+    """The storages of all tensors that Python holds on this kind of device, with weak references: while one is
+    held, no new storage has the old one's identity."""
+    found = {}
+    for thing in gc.get_objects():
+        # Not isinstance: that asks the object, and some answer with work or an error.
+        if not issubclass(type(thing), torch.Tensor):
+            continue
+        try:
+            if thing.device.type == kind and thing.layout == torch.strided:
+                storage = thing.untyped_storage()
+                found[storage._cdata] = StorageWeakRef(storage)
+        except (RuntimeError, NotImplementedError):  # tensors without a storage
+            continue
+    return found
+
+
+class Ledger:
+    """The saved storages of a rank's stages. `shared` are tensors that several microbatches use."""
+
+    def __init__(self, device, shared=()):
+        self.device, self.shared = torch.device(device), list(shared)
         self.held = self.peak = self.offloaded = 0
         self.limit = None  # for `held`
         self.entries = {}
         self.saved = {}  # pair -> what autograd still holds
-        self.outside = set()  # storages of parameters and buffers
+        self.outside = set()  # storages of parameters, buffers and the batch
+        self.lasting = None  # storages that were there before the first forward
         self.host = _Host(self.device)
         # Per pair: bytes after F and after B, and what can move.
         self.activation, self.weight_context, self.offloadable = {}, {}, {}
 
-    def begin_step(self, modules):
-        """Forgets the step before; parameters may have moved."""
+    def begin_step(self, modules, batch=()):
+        """Forgets the step before; parameters may have moved, the batch is another one."""
         for pair in list(self.saved):  # of a step that broke off
             self.after_backward(pair)
-        self.outside = {t.untyped_storage()._cdata for m in modules for t in (*m.parameters(), *m.buffers())}
+        self.outside = storages([*(t for m in modules for t in (*m.parameters(), *m.buffers())), *batch, *self.shared])
         self.peak, self.offloaded = self.held, 0
+
+    def before_forward(self):
+        """The first forward is about to begin: what is there by now no microbatch has made for itself."""
+        if self.lasting is None:
+            self.lasting = existing(self.device.type)
 
     @contextlib.contextmanager
     def saving(self, pair):
@@ -88,7 +140,13 @@ class Ledger:
                 return tensor
             storage = tensor.untyped_storage()
             key = storage._cdata
-            if key in self.outside or storage.nbytes() == 0:
+            if key in self.outside or key in (self.lasting or ()):
+                return tensor
+            if storage.nbytes() == 0:
+                if tensor.numel() > 0:
+                    raise RuntimeError(f"stage {pair[0]}, microbatch {pair[1]}: a tensor of {tuple(tensor.shape)} has "
+                                       "left for the host with another microbatch: where microbatches share one, "
+                                       "register it as a buffer or name it in shared=")
                 return tensor
             entry = self.entries.get(key)
             if entry is None:
@@ -108,6 +166,11 @@ class Ledger:
             if not saved.entry.inside:
                 raise RuntimeError(f"stage {pair[0]}, microbatch {pair[1]}: backward needs an activation that is on "
                                    "the host: the schedule reloads it too late")
+            # With hooks autograd leaves this check to them.
+            if saved.tensor._version != saved.version:
+                raise RuntimeError(f"stage {pair[0]}, microbatch {pair[1]}: a tensor of {tuple(saved.tensor.shape)} "
+                                   "that backward needs has been modified by an inplace operation: it is at version "
+                                   f"{saved.tensor._version}, version {saved.version} was saved")
             return saved.tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
@@ -202,23 +265,32 @@ class _Host:
     def __init__(self, device):
         self.device = device
         self.cuda = device.type == "cuda"
-        self.pool = {}  # bytes -> [(buffer, event after which it is free)]
+        self.pool = {}  # bytes -> (buffer, event after which it is free), the first given first
         self.leaving, self.coming = {}, {}
         if self.cuda:
             self.streams = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self.started = None
 
     def take(self, size):
-        buffers = self.pool.get(size)
-        if not buffers:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=self.cuda)
-        buffer, free = buffers.pop()
-        if free is not None:
+        """A buffer that nothing is read from any more, so that no copy waits for another: of those given back the
+        one that is so for longest, or a new one."""
+        buffers = self.pool.setdefault(size, collections.deque())
+        for i, (buffer, free) in enumerate(buffers):
+            if free is None or free.query():
+                del buffers[i]
+                return buffer
+        try:
+            return host_buffer(size, self.cuda)
+        except HostMemory:
+            if not buffers:
+                raise
+            # Slower than to have one more, but there is none.
+            buffer, free = buffers.popleft()
             self.streams[0].wait_event(free)
-        return buffer
+            return buffer
 
     def give(self, buffer, free):
-        self.pool.setdefault(buffer.numel(), []).append((buffer, free))
+        self.pool.setdefault(buffer.numel(), collections.deque()).append((buffer, free))
 
     def _bytes(self, storage):
         return torch.empty(0, dtype=torch.uint8, device=self.device).set_(storage)
@@ -256,7 +328,8 @@ class _Host:
             for buffer, storage in copies:
                 self._bytes(storage).copy_(buffer)
             return None
-        # What was in that memory before may still be in use on the compute stream.
+        # What was in that memory before may still be in use by compute that was queued before; what is queued after
+        # runs beside the copies.
         self.streams[1].wait_stream(torch.cuda.current_stream(self.device))
         started = self._event(self.streams[1])
         with torch.cuda.stream(self.streams[1]):
