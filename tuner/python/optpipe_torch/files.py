@@ -30,6 +30,8 @@ class Plan:
     problem: dict
     ops: list  # one list of Op a device
     makespan_ns: int
+    model: object = None  # its name, where the schedule says it
+    layer_split: object = None  # transformer blocks of each stage, where the schedule says it
 
     @property
     def placement(self):
@@ -72,7 +74,7 @@ def parse(schedule_text, problem_text):
             if missing or (("O", stage, microbatch) in found) != (("R", stage, microbatch) in found):
                 raise ScheduleError(f"schedule.yaml lacks {missing or 'O or R'} of stage {stage}, "
                                     f"microbatch {microbatch}")
-    return Plan(problem, ops, schedule["makespan_ns"])
+    return Plan(problem, ops, schedule["makespan_ns"], schedule.get("model"), schedule.get("layer_split"))
 
 
 def _mapping(text, name):

@@ -7,45 +7,71 @@ import torch
 import torch.distributed as dist
 
 
+class Timed:
+    """The ops of one step with marks of when they ran."""
+
+    def __init__(self, origin, before=None):
+        self.origin, self.before = origin, before  # `before`: the step before, whose wall clock this one continues
+        self.wall_ns = None  # the wall clock at the origin
+        self.ops = []  # (kind, stage, microbatch, start, end)
+        self.end = None
+
+
 class Clock:
-    """Times of the ops of a step: the host's, or on CUDA those of the streams."""
+    """Times of the ops of steps: the host's, or on CUDA those of the streams, which nothing waits for here."""
 
     def __init__(self, device):
-        self.cuda = torch.device(device).type == "cuda"
-        self.ops = []  # (kind, stage, microbatch, start, end): ns, or CUDA events
-        self.origin = None
-        self.wall_ns = 0
+        self.device = torch.device(device)
+        self.cuda = self.device.type == "cuda"
+        self.step = None
         self.offset_ns = 0  # this machine's wall clock less the first rank's
 
     def begin(self):
         """A step begins."""
-        self.ops = []
-        self.origin = self.mark()
-        if self.cuda:
-            self.origin.synchronize()
-        self.wall_ns = time.time_ns() - self.offset_ns
+        before, self.step = self.step, Timed(self.mark(), self.step if self.cuda else None)
+        if before is None and self.cuda:
+            # Once only: later steps are placed by the time between their beginnings.
+            self.step.origin.synchronize()
+        if self.step.before is None:
+            self.step.wall_ns = time.time_ns() - self.offset_ns
 
     def mark(self):
         """Now."""
         if not self.cuda:
             return time.perf_counter_ns()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def add(self, kind, pair, start, end):
-        self.ops.append((kind, *pair, start, end))
+        self.step.ops.append((kind, *pair, start, end))
 
     def finish(self):
-        """The ops with times in ns, as of the first rank's wall clock."""
+        """The step that ends; `ops` tells its times later."""
+        # Copies have streams of their own, but compute has waited for all of them.
+        self.step.end = self.mark()
+        return self.step
+
+    def is_over(self, step):
+        """Whether the device has done all of it."""
+        return not self.cuda or step.end.query()
+
+    def _since(self, origin, mark):
+        return round(origin.elapsed_time(mark) * 1e6) if self.cuda else mark - origin
+
+    def _place(self, step):
+        if step.before is not None:
+            step.wall_ns = self._place(step.before) + self._since(step.before.origin, step.origin)
+            step.before = None
+        return step.wall_ns
+
+    def ops(self, step):
+        """The ops of a step with times in ns, as of the first rank's wall clock; waits for the device."""
         if self.cuda:
-            torch.cuda.synchronize()
-
-        def since(mark):
-            ns = self.origin.elapsed_time(mark) * 1e6 if self.cuda else mark - self.origin
-            return self.wall_ns + round(ns)
-
-        return [(kind, stage, j, since(start), since(end)) for kind, stage, j, start, end in self.ops]
+            step.end.synchronize()
+        wall = self._place(step)
+        at = lambda mark: wall + self._since(step.origin, mark)
+        return [(kind, stage, j, at(start), at(end)) for kind, stage, j, start, end in step.ops]
 
 
 def clock_offset(group, now=time.time_ns, rounds=20):

@@ -61,13 +61,18 @@ def _sequence(plan, row, names):
     def count(condition):
         return next((i for i, op in enumerate(compute) if not condition(op)), len(compute))
 
+    leaving = [op for op in row if op.kind == "O"]
     memory = []  # (slot: steps before it, time, order at one time, step)
     reloads = []
     for op in row:
         name = names[op.microbatch]
         if op.kind == "R":
-            # After the forwards that have begun and the backwards that have ended; before its own backward.
-            slot = count(lambda x: (x.start if x.kind == "F" else x.end) <= op.start)
+            # Behind what has ended, before the compute op that runs then: copies wait for the compute that stands
+            # before them. If that is a forward during which an offload makes the room, behind that forward.
+            slot = count(lambda x: x.end <= op.start)
+            begun = count(lambda x: (x.start if x.kind == "F" else x.end) <= op.start)
+            if begun > slot and any(compute[slot].start < x.end <= op.start for x in leaving):
+                slot = begun
             slot = min(slot, place["B", op.stage, op.microbatch])
             reloads.append((op.start, slot))
             memory.append((slot, op.start, 2, Step(RELOAD, op.stage, name)))

@@ -1,6 +1,9 @@
 """The schedule object that a training loop calls."""
 
+import collections
+import copy
 import hashlib
+import inspect
 import logging
 import os
 import tempfile
@@ -12,10 +15,11 @@ import yaml
 from torch.utils._pytree import tree_leaves
 
 from . import program
-from .agree import Disagreement, agree, from_first
+from .agree import Disagreement, agree
 from .files import ScheduleError, parse
 from .measure import Clock, measured
 from .saved import Ledger
+from .swap import Newer
 
 logger = logging.getLogger("optpipe_torch")
 # The private interface below was read in these and between.
@@ -36,97 +40,117 @@ class OptPipeSchedule:
     microbatch. The problem that the schedule solves lies beside it as problem.yaml or is named by `problem`.
     With `watch`, a newer schedule file is taken up between two steps by all ranks together.
 
+    `shared`: tensors beside parameters and buffers that several microbatches use and that are made after the
+    first forward began. `model` and `layer_split`, where given, have to be the schedule's, where it says them.
+    `group` is the pipeline's, by default that of the stages. `max_outstanding_sends` is torch's. Of the last
+    `keep_steps` steps times are kept.
+
     Every rank calls the constructor and every method in the same order.
     """
 
-    def __init__(self, schedule, stages, loss_fn, *, problem=None, watch=True, scale_grads=True):
+    def __init__(self, schedule, stages, loss_fn, *, problem=None, watch=True, scale_grads=True, shared=(),
+                 model=None, layer_split=None, group=None, max_outstanding_sends=None, keep_steps=100):
         self.path = Path(schedule)
         self.problem_path = Path(problem) if problem is not None else self.path.with_name("problem.yaml")
         self.stages = sorted(stages, key=lambda stage: stage.stage_index)
-        if not self.stages:
-            raise ScheduleError("no stages: every rank has at least one")
-        self.group = self.stages[0].group if self.stages[0].group is not None else dist.group.WORLD
-        self.device = torch.device(self.stages[0].device)
+        own = next((stage.group for stage in self.stages if stage.group is not None), None)
+        self.group = group if group is not None else own if own is not None else dist.group.WORLD
+        self.control = _control_group(self.group)
         self.rank = dist.get_rank(self.group)
-        self.watch, self.rejected, self.swaps = watch, None, 0
-        self.records, self.optimizer_ns = [], []
-        self.ledger, self.clock = Ledger(self.device), Clock(self.device)
-        self.current = self.entered = None
-        self.seen = self._signature()
-        self.plan, self.rows = agree(self.group, "OptPipeSchedule", lambda: self._read(self._texts()))
-        self.runtime = self._runtime(loss_fn, scale_grads)
-        self._load()
+        self.scale_grads, self.expected = scale_grads, dict(model=model, layer_split=layer_split)
+        # What every rank has to be given alike.
+        self.settings = dict(watch=watch, scale_grads=scale_grads, max_outstanding_sends=max_outstanding_sends)
+        newer = Newer(self.path, self.problem_path, self.rank == 0, self._prepare)
+        self.plan, self.rows = agree(self.control, "OptPipeSchedule", lambda: self._read(newer.texts()))
+        self.newer = newer if watch else None
+        self.device = torch.device(self.stages[0].device)
+        self.rejected, self.swaps, self.steps = None, 0, 0
+        self.records, self.optimizer_ns = (collections.deque(maxlen=keep_steps) for _ in range(2))
+        self.pending = []  # steps whose times are not known yet
+        self.ledger, self.clock = Ledger(self.device, shared), Clock(self.device)
+        self.current = None
+        self.runtime = self._runtime(loss_fn)
+        vars(self.runtime).update(self._lowered(self.rows))
+        # Older ones always return outputs.
+        found = inspect.signature(self.runtime.step).parameters
+        self.options = dict(return_outputs=False) if "return_outputs" in found else {}
         for stage in self.stages:
             self._wrap(stage)
 
     # Files
 
-    def _signature(self):
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
-
-    def _texts(self):
-        return self.path.read_text("utf-8"), self.problem_path.read_text("utf-8")
-
     def _read(self, texts):
         """A checked plan with all ranks' programs, and what all ranks have to have the same."""
         check_version()
+        if not self.stages:
+            raise ScheduleError("no stages: every rank has at least one")
         plan = parse(*texts)
         ranks, stages = dist.get_world_size(self.group), self.stages[0].num_stages
         if len(plan.ops) != ranks:
             raise ScheduleError(f"the schedule has {len(plan.ops)} devices, this run {ranks} ranks")
         if len(plan.placement) != stages:
             raise ScheduleError(f"the schedule has {len(plan.placement)} stages, the model {stages}")
+        for key, wanted in self.expected.items():
+            found = getattr(plan, key)
+            if wanted is not None and found is not None and found != wanted:
+                raise ScheduleError(f"the schedule is for another model: {key} {found}, this run has {wanted}")
         own = [stage for stage, device in enumerate(plan.placement) if device == self.rank]
         found = [stage.stage_index for stage in self.stages]
         if own != found:
             raise ScheduleError(f"the schedule puts stages {own} on rank {self.rank}, which has {found}")
         digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-        return (plan, program.programs(plan)), {"torch": torch.__version__, "schedule": digest, "stages": stages}
+        return (plan, program.programs(plan)), {
+            "torch": torch.__version__, "schedule": digest, "stages": stages, **self.settings}
 
-    def _take_up_newer(self):
-        """All ranks together: a newer file that fits is run from now on, one that does not is left."""
-        signature = self._signature() if self.rank == 0 else None
-        newer = torch.tensor([int(self.rank == 0 and signature not in (None, self.seen))], device=self.device)
-        dist.broadcast(newer, src=dist.get_global_rank(self.group, 0), group=self.group)
-        if not newer.item():
+    def _prepare(self, texts):
+        """A newer schedule, ready to run; beside the steps, in a thread."""
+        (plan, rows), fingerprint = self._read(texts)
+        for key in ("placement", "microbatches"):
+            if getattr(plan, key) != getattr(self.plan, key):
+                raise ScheduleError(f"{key} changed from {getattr(self.plan, key)} to {getattr(plan, key)}: "
+                                    "start anew for that")
+        return (plan, rows, self._lowered(rows)), fingerprint
+
+    def _between_steps(self, batch):
+        """All ranks together: a batch that does not fit one of them is an error on each; a newer file that fits
+        is run from now on, one that does not is left."""
+        flags = [int(self._unfit(batch) is not None), *(self.newer.flags() if self.newer else (0, 0))]
+        # Between hosts only: devices go on with what they have been given.
+        flags = torch.tensor(flags)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
+        unfit, offered, waiting = flags.tolist()
+        if unfit:
+            agree(self.control, "step", lambda: (None, self._refuse(batch)))
+        if self.newer is None:
             return
-        self.seen = signature
-        texts = None
-        if self.rank == 0:
-            try:
-                texts = self._texts()
-            except OSError as e:
-                texts = e
-        texts = from_first(self.group, texts, self.device)
-
-        def act():
-            if isinstance(texts, OSError):
-                raise texts
-            (plan, rows), fingerprint = self._read(texts)
-            for key in ("placement", "microbatches"):
-                if getattr(plan, key) != getattr(self.plan, key):
-                    raise ScheduleError(f"{key} changed from {getattr(self.plan, key)} to {getattr(plan, key)}: "
-                                        "start anew for that")
-            return (plan, rows), fingerprint
-
         try:
-            self.plan, self.rows = agree(self.group, "newer schedule", act)
+            found = self.newer.after(self.control, offered, waiting)
         except Disagreement as e:
             self.rejected = str(e)
             if self.rank == 0:
                 logger.warning("kept the schedule that runs: %s", e)
             return
-        self._load()
-        self.swaps += 1
-        self.records, self.optimizer_ns = [], []
+        if found is not None:
+            self.plan, self.rows, lowered = found
+            vars(self.runtime).update(lowered)
+            self.swaps += 1
+            self.steps = 0
+            for kept in (self.records, self.optimizer_ns, self.pending):
+                kept.clear()
+
+    def _unfit(self, batch):
+        sizes = (tensor.shape[0] for tensor in batch if tensor.dim() > 0)
+        return next((size for size in sizes if size % self.plan.microbatches), None)
+
+    def _refuse(self, batch):
+        # torch would give the last microbatches fewer samples and weigh them alike.
+        size = self._unfit(batch)
+        if size is not None:
+            raise ScheduleError(f"a batch of {size} does not divide by {self.plan.microbatches} microbatches")
 
     # torch.distributed.pipelining
 
-    def _runtime(self, loss_fn, scale_grads):
+    def _runtime(self, loss_fn):
         from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 
         outer = self
@@ -144,19 +168,42 @@ class OptPipeSchedule:
                 outer.ledger.after_forward(pair)
                 outer._done("F", pair, start)
 
-        return Runtime(self.stages, self.plan.microbatches, loss_fn=loss_fn, scale_grads=scale_grads)
+        more = {}
+        if self.settings["max_outstanding_sends"] is not None:
+            more["max_outstanding_sends"] = self.settings["max_outstanding_sends"]
+        # torch divides by stages, and would a parameter of two stages twice: see `_scale`.
+        try:
+            return Runtime(self.stages, self.plan.microbatches, loss_fn=loss_fn, scale_grads=False, **more)
+        except TypeError as e:
+            if not more:
+                raise
+            raise ScheduleError(f"torch {torch.__version__} has no max_outstanding_sends") from e
 
-    def _load(self):
+    def _lowered(self, rows):
+        """The program as torch's runtime holds it, made beside the one that runs."""
+        runtime = copy.copy(self.runtime)
+        runtime.pipeline_order, runtime.pipeline_order_with_comms = {}, {}
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "schedule.csv")
-            Path(path).write_text(program.csv(self.rows), "utf-8")
-            self.runtime._load_csv(path)
+            Path(path).write_text(program.csv(rows), "utf-8")
+            runtime._load_csv(path)
+        return {name: vars(runtime)[name] for name in ("pipeline_order", "pipeline_order_with_comms",
+                                                       "stage_index_to_group_rank") if name in vars(runtime)}
+
+    def _scale(self):
+        """Sums of gradients over the microbatches become means, each parameter's once."""
+        if self.scale_grads:
+            parameters = {id(p): p for stage in self.stages for p in stage.submod.parameters()}
+            gradients = [p.grad for p in parameters.values() if p.grad is not None]
+            if gradients:
+                torch._foreach_div_(gradients, self.plan.microbatches)
 
     def _wrap(self, stage):
         forward, compute = stage.forward_one_chunk, stage.forward_maybe_with_nosync
         backward, weight = stage.backward_one_chunk, stage.backward_weight_one_chunk
 
         def forward_one_chunk(microbatch, *args, **kwargs):
+            self.ledger.before_forward()
             self.current = (stage.stage_index, microbatch), self.clock.mark()
             return forward(microbatch, *args, **kwargs)
 
@@ -219,28 +266,33 @@ class OptPipeSchedule:
     # What a training loop calls
 
     def step(self, *args, target=None, **kwargs):
-        """Forward and backward of one batch; the mean loss on the last stage's rank, else None.
+        """Forward and backward of one batch; the mean loss on the last stage's rank, as a tensor, else None.
 
-        The batch divides by the number of microbatches: torch would give the last ones fewer samples and
-        weigh them alike.
+        The batch divides by the number of microbatches, else every rank raises `Disagreement`.
         """
-        for tensor in tree_leaves((args, kwargs, target)):
-            if isinstance(tensor, torch.Tensor) and tensor.dim() > 0 and tensor.shape[0] % self.plan.microbatches:
-                raise ScheduleError(f"a batch of {tensor.shape[0]} does not divide by "
-                                    f"{self.plan.microbatches} microbatches")
-        if self.watch:
-            self._take_up_newer()
+        batch = [leaf for leaf in tree_leaves((args, kwargs, target)) if isinstance(leaf, torch.Tensor)]
+        self._between_steps(batch)
         if self.clock.cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
-        self.ledger.begin_step([stage.submod for stage in self.stages])
+        self.ledger.begin_step([stage.submod for stage in self.stages], batch)
         self.at, self.current = 0, None
         self.clock.begin()
         self._move_memory()
         losses = [] if any(stage.is_last for stage in self.stages) else None
-        self.runtime.step(*args, target=target, losses=losses, return_outputs=False, **kwargs)
-        loss = float(torch.stack(losses).detach().mean()) if losses else None
-        self.records.append((self._as_scheduled(self.clock.finish()), loss, self._peak(), self.ledger.offloaded))
+        self.runtime.step(*args, target=target, losses=losses, **self.options, **kwargs)
+        self._scale()
+        loss = torch.stack(losses).detach().mean() if losses else None
+        self.steps += 1
+        self.pending.append((self.clock.finish(), loss, self._peak(), self.ledger.offloaded))
+        while self.pending and self.clock.is_over(self.pending[0][0]):
+            self._settle()
         return loss
+
+    def _settle(self):
+        """Notes the times of the oldest step that lacks them; waits for it."""
+        timed, loss, peak, offloaded = self.pending.pop(0)
+        ops = self._as_scheduled(self.clock.ops(timed))
+        self.records.append((ops, None if loss is None else float(loss), peak, offloaded))
 
     @property
     def limit_bytes(self):
@@ -305,17 +357,30 @@ class OptPipeSchedule:
     def write_measured(self, path, skip=1):
         """Writes measured.yaml on the first rank, of the steps since the schedule was taken up but the first
         `skip`. Every rank calls it. Returns what was written, None on other ranks."""
-        found = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(found, (self.records, self.optimizer_ns), group=self.group)
-        if self.rank != 0:
-            return None
+        while self.pending:
+            self._settle()
+        # Of the first steps those that are no longer kept need not be skipped.
+        records, skip = list(self.records), max(0, skip - (self.steps - len(self.records)))
+        found = [None] * dist.get_world_size(self.control)
+        dist.all_gather_object(found, (records, list(self.optimizer_ns)), group=self.control)
         if not found[0][0]:
             raise ScheduleError("no step has run since the schedule was taken up")
+        if self.rank != 0:
+            return None
         steps = list(zip(*(records[skip:] or records[-1:] for records, _ in found)))
         losses = [loss for ranks in zip(*(records for records, _ in found)) for _, loss, *_ in ranks
                   if loss is not None]
-        result = measured(self.device.type, self.plan.placement, steps, losses, found[0][1])
+        # All ranks wait for the one whose optimizer takes longest.
+        optimizer_ns = [max(times) for times in zip(*(times for _, times in found if times))]
+        result = measured(self.device.type, self.plan.placement, steps, losses, optimizer_ns)
         written = Path(f"{path}.partial")
         written.write_text(yaml.safe_dump(result, sort_keys=False, default_flow_style=None), "utf-8")
         os.replace(written, path)
         return result
+
+
+def _control_group(group):
+    """A group of the same ranks that talk from host to host."""
+    if "cpu:gloo" in str(dist.get_backend_config(group)):
+        return group
+    return dist.new_group(dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True)

@@ -55,7 +55,7 @@ pub enum TorchError {
 }
 
 /// The package, file by file.
-pub(crate) const PACKAGE: [(&str, &str); 7] = [
+pub(crate) const PACKAGE: [(&str, &str); 8] = [
     ("__init__.py", include_str!("../../python/optpipe_torch/__init__.py")),
     ("agree.py", include_str!("../../python/optpipe_torch/agree.py")),
     ("files.py", include_str!("../../python/optpipe_torch/files.py")),
@@ -63,6 +63,7 @@ pub(crate) const PACKAGE: [(&str, &str); 7] = [
     ("program.py", include_str!("../../python/optpipe_torch/program.py")),
     ("saved.py", include_str!("../../python/optpipe_torch/saved.py")),
     ("schedule.py", include_str!("../../python/optpipe_torch/schedule.py")),
+    ("swap.py", include_str!("../../python/optpipe_torch/swap.py")),
 ];
 
 /// `schedule.csv`: the compute-only file, one row a rank.
