@@ -7,6 +7,7 @@ import time
 
 import torch
 import torch.distributed as dist
+from optpipe_torch.saved import host_buffer
 
 SIZES = [(64 << 10) << (2 * power) for power in range(6)]  # to 64 MiB
 WARMUP, LEAST, MOST, SECONDS = 2, 7, 61, 0.08
@@ -20,7 +21,7 @@ class Copies:
     def __init__(self, rank, size, out):
         self.rank, self.out, self.turn = rank, out, 0
         count = max(1, ROTATION // size)
-        self.host = torch.ones(count, size, dtype=torch.uint8, pin_memory=rank.cuda)
+        self.host = host_buffer(count * size, rank.cuda).view(count, size).fill_(1)
         self.device = torch.ones(count, size, dtype=torch.uint8, device=rank.device)
         self.stream = torch.cuda.Stream(rank.device) if rank.cuda else None
 

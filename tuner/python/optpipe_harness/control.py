@@ -24,6 +24,9 @@ ORPHANED_SECONDS = 30
 POLL_SECONDS = 0.02
 # A rank whose peer is gone waits so long for torchrun to end it: the peer's end is the news.
 PEER_SECONDS = 20
+# Of a device whose memory is full, by those who allocate past torch's allocator, too.
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                 "CUDNN_STATUS_ALLOC_FAILED")
 
 
 class Refused(Exception):
@@ -118,8 +121,11 @@ def classify(error):
     text = str(error)
     if "OutOfMemory" in names:  # of optpipe_torch: the tracked limit
         return "out_of_memory", error.over_bytes
-    out = "OutOfMemoryError" in names or isinstance(error, MemoryError)
-    if out or "DefaultCPUAllocator" in text or "CUDA out of memory" in text or "CUDA error: out of memory" in text:
+    if "HostMemory" in names:  # of optpipe_torch: less on the device would not help
+        return "error", None
+    if "OutOfMemoryError" in names or isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        return "out_of_memory", None
+    if "NCCL" in text and "out of memory" in text:
         return "out_of_memory", None
     if "Refused" in names or "Disagreement" in names:
         return "refused", None

@@ -33,7 +33,9 @@ def run(rank, request):
         share = 1.0 if limit is None else min(1.0, limit[rank.rank] / total)
         torch.cuda.set_per_process_memory_fraction(share, rank.device)
     layers, stages = build(rank, request, placement)
-    schedule = OptPipeSchedule(folder / "schedule.yaml", stages, loss_fn, watch=False, scale_grads=False)
+    steps = request["warmup_steps"] + request["steps"]
+    schedule = OptPipeSchedule(folder / "schedule.yaml", stages, loss_fn, watch=False, scale_grads=False,
+                               keep_steps=steps)
     schedule.clock.offset_ns = rank.offset_ns
     if request["limit_bytes"] is not None and not rank.cuda:
         schedule.limit_bytes = request["limit_bytes"][rank.rank]
@@ -41,7 +43,6 @@ def run(rank, request):
     update = Update([stage.submod for stage in stages], layers.dtype, request["optimizer"], request["learning_rate"],
                     tied)
     microbatches, warmup = schedule.plan.microbatches, request["warmup_steps"]
-    steps = warmup + request["steps"]
     for step in range(steps):
         inputs, target = batch(request, microbatches * request["microbatch_size"], step, rank.device)
         first, last = stages[0].is_first, stages[-1].is_last
@@ -49,14 +50,17 @@ def run(rank, request):
         began = time.perf_counter_ns()
         loss = schedule.step(*([inputs] if first else []), target=target if last else None)
         rank.synchronize()
+        ran = time.perf_counter_ns()
+        # Else the optimizer's time would have in it that of waiting for the other rank of a matrix that two share.
+        rank.barrier()
         between = time.perf_counter_ns()
         update.step(microbatches)
         rank.synchronize()
         if step >= warmup:
             schedule.add_optimizer_time(time.perf_counter_ns() - between)
-        loss = next((found for found in rank.gather(loss) if found is not None), float("nan"))
+        loss = next((x for x in rank.gather(None if loss is None else float(loss)) if x is not None), math.nan)
         if not math.isfinite(loss):
             raise RuntimeError(f"step {step + 1}: the loss is {loss}: training diverged")
-        rank.control.progress(f"running: step {step + 1} of {steps}, {(between - began) / 1e6:.3g} ms, loss {loss:.3f}")
+        rank.control.progress(f"running: step {step + 1} of {steps}, {(ran - began) / 1e6:.3g} ms, loss {loss:.3f}")
     schedule.write_measured(folder / "measured.yaml", skip=warmup)
     return dict(modules=layers.factory.name)

@@ -1,6 +1,8 @@
 """Gradients and updates as the tuner counts their memory: sums of gradients in float32, with bf16 also a float32
 copy of the weights, AdamW's two moments in float32."""
 
+import functools
+
 import torch
 import torch.distributed as dist
 
@@ -91,12 +93,18 @@ class Tied:
             other.sums.copy_(total)
 
 
+@functools.cache
+def pair(first, last):
+    """The group of two ranks, made once: a group takes connections and, on NCCL, device memory. All ranks call it."""
+    return dist.new_group([first, last])
+
+
 def tie(stages, placement, rank, model):
     """The shared matrix of this rank's stages; every rank calls it."""
     if not model["tied_embeddings"] or len(placement) == 1:
         return None
     ends = sorted({placement[0], placement[-1]})
-    group = dist.new_group(ends) if len(ends) == 2 else None
+    group = pair(*ends) if len(ends) == 2 else None
     matrices = []
     for stage in stages:
         if stage.submod.first is not None:
