@@ -59,12 +59,26 @@ pub(super) fn commands(job: &Job, python: &str, package: &Path, session: &Path, 
     }
     torchrun.extend([path(&package.join("harness.py")), path(session), job.backend.name().to_owned()]);
     torchrun.push(job.run.timeout().map_or(0, |timeout| timeout.as_secs()).to_string());
+    // ssh joins its words with blanks and has a shell take them apart again.
+    if launcher.split_whitespace().any(|word| Path::new(word).file_name().is_some_and(|name| name == "ssh")) {
+        torchrun = torchrun.iter().map(|word| quoted(word)).collect();
+    }
     (0..starts)
         .map(|node| {
             let words = launcher.split_whitespace().map(|word| word.replace("{node}", &node.to_string()));
             words.chain(torchrun.iter().cloned()).collect()
         })
         .collect()
+}
+
+/// A word as a shell takes it for one.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 fn path(path: &Path) -> String {
@@ -147,6 +161,22 @@ mod tests {
             lines(&format!("run: {{engine: torch, {two}, launcher: 'ssh n{{node}}'}}")),
             [format!("ssh n0 {rest}"), format!("ssh n1 {rest}")]
         );
+    }
+
+    #[test]
+    fn what_ssh_hands_to_a_shell_is_quoted() {
+        let text = "model: llama-15m\nrun: {engine: torch, nnodes: 2, rdzv_endpoint: 'n0:29500', \
+                    launcher: '/usr/bin/ssh n{node}'}\n";
+        let job: Job =
+            file::checked(Path::new("job.yaml"), text, file::parse(Path::new("job.yaml"), text).unwrap()).unwrap();
+        let commands = commands(&job, "/my envs/it's/python", Path::new("/p"), Path::new("/s s"), "id");
+        assert_eq!(commands[1][..3], ["/usr/bin/ssh", "n1", r"'/my envs/it'\''s/python'"]);
+        // As the shell at the other end takes them apart.
+        let script = format!("printf '%s\\n' {}", commands[0][2..].join(" "));
+        let said = Command::new("sh").args(["-c", &script]).output().unwrap();
+        let words: Vec<String> = String::from_utf8(said.stdout).unwrap().lines().map(str::to_owned).collect();
+        assert_eq!((words[0].as_str(), words.len()), ("/my envs/it's/python", commands[0].len() - 2));
+        assert_eq!(words[words.len() - 3], "/s s");
     }
 
     #[test]
