@@ -17,7 +17,7 @@ mod settings;
 mod traps;
 
 pub use layers::{Naming, modules};
-pub use traps::{Action, Adapted, adapt, cells};
+pub use traps::{Action, Adapted, adapt, as_run, cells};
 
 /// Why PyTorch cannot run a schedule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -97,7 +97,9 @@ pub fn torch(
         _ => None,
     };
     let yaml_error = |file| move |e: serde_yaml::Error| TorchError::Text { file, reason: e.to_string() };
-    let own = complete(problem, &ScheduleFile { schedule: adapted.schedule.clone(), ..file.clone() });
+    let (run, schedule) =
+        as_run(problem, &adapted.schedule).unwrap_or_else(|| (problem.clone(), adapted.schedule.clone()));
+    let own = complete(problem, &ScheduleFile { schedule, ..file.clone() });
     let stages = json!({
         "devices": problem.devices,
         "microbatches": problem.microbatches,
@@ -112,7 +114,7 @@ pub fn torch(
         ("README.md".into(), readme(problem, file, &adapted, split.is_some())),
         ("schedule.csv".into(), compute_only(problem, &adapted)),
         ("schedule.yaml".into(), own.to_yaml().map_err(yaml_error("schedule.yaml"))?),
-        ("problem.yaml".into(), serde_yaml::to_string(problem).map_err(yaml_error("problem.yaml"))?),
+        ("problem.yaml".into(), serde_yaml::to_string(&run).map_err(yaml_error("problem.yaml"))?),
         ("stages.json".into(), format!("{stages:#}\n")),
         ("launch.sh".into(), LAUNCH.replace("DEVICES", &problem.devices.to_string())),
         ("train.py".into(), include_str!("../../python/train.py").to_owned()),
@@ -178,11 +180,11 @@ const README: &str = "# A pipeline schedule for PyTorch
 
 | file | what |
 | --- | --- |
-| `schedule.yaml`, `problem.yaml` | the schedule, and what it was solved for |
+| `schedule.yaml`, `problem.yaml` | the schedule, and what it solves: the first stage's backward is whole there, as it runs |
 | `schedule.csv` | its compute ops in the compute-only format of torch.distributed.pipelining (2.7 and later) |
 | `stages.json` | MODULES |
 | `optpipe_torch/` | runs `schedule.yaml` with its offloads on torch.distributed.pipelining |
-| `train.py`, `launch.sh` | an example: `bash launch.sh` on DEVICES ranks |
+| `train.py`, `launch.sh` | an example: `bash launch.sh --model NAME` on DEVICES ranks |
 | `torchtitan.sh`, `nemo_automodel.yaml` | settings for these trainers, where they can place the stages |
 
 ## What differs from the schedule as solved
@@ -199,9 +201,14 @@ loss = schedule.step(inputs, target=targets)                   # a new schedule.
 schedule.write_measured(\"measured.yaml\")                       # what the tuner reads
 ```
 
-Activations are moved that autograd saves through its hooks. Past them go tensors that a custom function keeps
+`optpipe solve problem.yaml -o schedule.yaml --watch --measured measured.yaml --problem-out problem.yaml` beside it
+goes on solving, for the times that `write_measured` wrote last (`train.py` does so every few steps).
+
+Activations are moved that autograd saves through its hooks. What microbatches share stays: parameters, buffers, and
+every tensor that was there before the first forward; name others in `shared=`. Past the hooks go tensors that a custom function keeps
 as attributes, checkpointing without re-entry, and CUDA graphs. On torch's side gradients that are sent stay
-until the step ends.
+until the step ends, or with `max_outstanding_sends=N` (torch 2.15) until N later ones are sent. The loss that `step`
+returns is a tensor: reading it waits for the device.
 
 ## Without offloads, on torch alone
 

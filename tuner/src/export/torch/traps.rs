@@ -118,6 +118,20 @@ fn join_first_stage(problem: &Problem, schedule: Schedule) -> Result<(Schedule, 
     Ok((best, apart.len()))
 }
 
+/// The problem as PyTorch runs it: the first stage's backward is whole, its time all in B and its memory held until
+/// then. With the schedule's order under these times, for those who solve on from what is exported; nothing where the
+/// order cannot keep within the limit then.
+pub fn as_run(problem: &Problem, schedule: &Schedule) -> Option<(Problem, Schedule)> {
+    let mut joined = problem.clone();
+    if !problem.split_backward || problem.time_ns.backward_weight[0] == 0 {
+        return None;
+    }
+    joined.time_ns.backward_input[0] += std::mem::take(&mut joined.time_ns.backward_weight[0]);
+    let order = Order::of(problem, schedule);
+    let simulated = simulate(&joined, &order).ok()?;
+    Some((joined, simulated.schedule))
+}
+
 fn adjacent(sequence: &[Op], microbatch: usize) -> bool {
     let mut compute = sequence.iter().filter(|op| op.kind.is_compute());
     let b = Op { kind: OpKind::B, stage: 0, microbatch };
