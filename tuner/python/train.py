@@ -49,12 +49,31 @@ def loss_fn(logits, tokens):
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
+def tie(described, stages):
+    """Where embedding and head share a matrix and are on two ranks, each has a copy: makes what adds up both
+    gradients before an update, so that the copies stay the same. Every rank calls it."""
+    first, last = described["stage_to_rank"][0], described["stage_to_rank"][-1]
+    if not described["tied_embeddings"] or first == last:
+        return lambda: None
+    group = dist.new_group([first, last])
+    modules = [module for stage in stages for module in (stage.submod.tokens, stage.submod.head) if module is not None]
+
+    def add_up():
+        for module in modules:
+            dist.all_reduce(module.weight.grad, group=group)
+
+    return add_up
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--microbatch-size", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--measure-every", type=int, default=10, metavar="STEPS",
+                        help="write measured.yaml so often: `optpipe solve --watch --measured` follows it")
     args = parser.parse_args()
 
     cuda = torch.cuda.is_available()
@@ -66,26 +85,30 @@ def main():
     described = json.loads((HERE / "stages.json").read_text("utf-8"))
     if described["modules"] is None:
         raise SystemExit("stages.json names no modules: export a schedule that has a model and a layer_split")
-    if described["tied_embeddings"]:
-        raise SystemExit("embedding and head share a matrix: their gradients have to be added by a loop of your own")
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.model))
     count = len(described["modules"])
     stages = [PipelineStage(Stage(model, names).to(device), i, count, device)
               for i, (names, at) in enumerate(zip(described["modules"], described["stage_to_rank"])) if at == rank]
-    schedule = OptPipeSchedule(HERE / "schedule.yaml", stages, loss_fn)
-    optimizer = torch.optim.AdamW([p for stage in stages for p in stage.submod.parameters()], lr=3e-4)
+    schedule = OptPipeSchedule(HERE / "schedule.yaml", stages, loss_fn, layer_split=described["layer_split"])
+    add_up = tie(described, stages)
+    parameters = {id(p): p for stage in stages for p in stage.submod.parameters()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=args.learning_rate)
     for step in range(args.steps):
         torch.manual_seed(step)
         shape = described["microbatches"] * args.microbatch_size, args.sequence_length
         tokens = torch.randint(model.config.vocab_size, shape).to(device)
         first, last = stages[0].is_first, stages[-1].is_last
         loss = schedule.step(*([tokens] if first else []), target=tokens if last else None)
+        add_up()
         optimizer.step()
         optimizer.zero_grad()
         if loss is not None:
-            print(f"step {step}: loss {loss:.4f}", flush=True)
+            print(f"step {step}: loss {loss:.6f}", flush=True)
+        # The first step on a schedule is not one to measure by.
+        if schedule.steps > 1 and (step + 1) % args.measure_every == 0:
+            schedule.write_measured(HERE / "measured.yaml")
     schedule.write_measured(HERE / "measured.yaml")
     dist.destroy_process_group()
 
