@@ -66,7 +66,14 @@ pub fn megatron(problem: &Problem, file: &ScheduleFile) -> Result<String, Megatr
     let wanted = check(problem, &file.schedule);
     let activations: i64 = problem.bytes.activation.iter().sum::<i64>() * problem.microbatches as i64;
     let share = wanted.offloaded_bytes as f64 / (activations.max(1)) as f64;
-    let modules = nearest(share);
+    let modules = if wanted.offloaded > 0 { nearest(share) } else { Vec::new() };
+    let reached: f64 = MODULES.iter().filter(|(name, _)| modules.contains(name)).map(|(_, bytes)| bytes / LAYER).sum();
+    // What Megatron-Core offloads is gone from a layer's end to its backward: the rest is what it holds.
+    let mut lighter = whole.clone();
+    for bytes in [&mut lighter.bytes.activation, &mut lighter.bytes.weight_context, &mut lighter.bytes.offloadable] {
+        bytes.iter_mut().for_each(|bytes| *bytes = (*bytes as f64 * (1.0 - reached)).ceil() as i64);
+    }
+    let offloaded = simulate_unlimited(&lighter, &order).map_err(|e| failed(e.to_string()))?;
     let apart = file.schedule.ops.iter().flatten().filter(|x| x.op == OpKind::W).count();
 
     let mut text = String::new();
@@ -81,16 +88,22 @@ pub fn megatron(problem: &Problem, file: &ScheduleFile) -> Result<String, Megatr
         units::time(simulated.schedule.makespan_ns),
         units::time(wanted.makespan_ns)
     );
-    for (device, (&peak, &own)) in simulated.peak_bytes.iter().zip(&wanted.peak_bytes).enumerate() {
-        let capacity = problem.bytes.capacity[device];
-        let _ = writeln!(
+    let verdict = |peak: i64, device: usize| {
+        if peak > problem.bytes.capacity[device] { "EXCEEDS" } else { "within" }
+    };
+    for (device, &own) in wanted.peak_bytes.iter().enumerate() {
+        let (all, less) = (simulated.peak_bytes[device], offloaded.peak_bytes[device]);
+        let _ = write!(
             text,
-            "# peak of device {device}, simulated without offloading: {} (the schedule: {}); {} the limit of {}",
-            units::bytes(peak),
-            units::bytes(own),
-            if peak > capacity { "EXCEEDS" } else { "within" },
-            units::bytes(capacity)
+            "# peak of device {device}, simulated without offloading: {}, {} the limit of {}",
+            units::bytes(all),
+            verdict(all, device),
+            units::bytes(problem.bytes.capacity[device])
         );
+        if !modules.is_empty() {
+            let _ = write!(text, "; with these modules away: {}, {} it", units::bytes(less), verdict(less, device));
+        }
+        let _ = writeln!(text, " (the schedule: {})", units::bytes(own));
     }
     let _ = writeln!(text, "# not carried over: the order of ops, {apart} weight gradients of their own,");
     let _ = writeln!(
@@ -100,29 +113,29 @@ pub fn megatron(problem: &Problem, file: &ScheduleFile) -> Result<String, Megatr
         units::percent(share)
     );
     if wanted.offloaded > 0 {
-        let reached: f64 = MODULES.iter().filter(|(name, _)| modules.contains(name)).map(|(_, x)| x / LAYER).sum();
         let _ = writeln!(
             text,
             "# the modules offloaded below are about {} of a dense layer's activations, of every microbatch",
             units::percent(reached)
         );
     }
+    let _ = writeln!(text, "# Chunks a device, which the layout implies: Megatron-Core takes one of the two only.");
+    let _ = writeln!(text, "OPTPIPE_CHUNKS={chunks}");
+    let _ = writeln!(text, "# Microbatches that go through a chunk before the next one's turn.");
+    let _ = writeln!(text, "OPTPIPE_GROUP_SIZE={devices}");
+    let _ = writeln!(text, "OPTPIPE_MICROBATCHES={}", problem.microbatches);
     let _ = writeln!(text, "OPTPIPE_ARGS=(");
     let _ = writeln!(text, "  --pipeline-model-parallel-size {devices}");
     let _ = writeln!(text, "  --pipeline-model-parallel-layout '{}'", layout(split));
     if chunks > 1 {
-        let _ = writeln!(text, "  --microbatch-group-size-per-virtual-pipeline-stage {devices}");
+        let _ = writeln!(text, "  --microbatch-group-size-per-virtual-pipeline-stage \"$OPTPIPE_GROUP_SIZE\"");
     }
-    if wanted.offloaded > 0 && !modules.is_empty() {
+    if !modules.is_empty() {
         let _ = writeln!(text, "  --fine-grained-activation-offloading --offload-modules {}", modules.join(" "));
     }
     let _ = writeln!(text, ")");
-    let _ = writeln!(text, "# {chunks} chunks a device, {} microbatches a step: give", problem.microbatches);
-    let _ = writeln!(
-        text,
-        "# --global-batch-size as {} times --micro-batch-size times the data-parallel size.",
-        problem.microbatches
-    );
+    let _ = writeln!(text, "# Give --global-batch-size as OPTPIPE_MICROBATCHES times --micro-batch-size times the");
+    let _ = writeln!(text, "# data-parallel size.");
     Ok(text)
 }
 
