@@ -51,7 +51,7 @@ fn readers(path: &Path) -> Vec<Command> {
         vec!["check", &path, &path],
         vec!["check", &problem, &path],
         vec!["compare", &path, "--time-limit", "100ms", "-q"],
-        vec!["export", &path, "--to", "csv", "-o", "/nowhere"],
+        vec!["export", &problem, &path, "--to", "csv", "-o", "/nowhere"],
         vec!["profile", &path, "-q"],
         vec!["run", &path, &path, "--problem", &path, "-q"],
         vec!["rehearse", &path, &path, "-q"],

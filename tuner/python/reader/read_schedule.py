@@ -1,7 +1,7 @@
 """Reads a schedule of OptPipe and prints what each device does: an example for readers of one's own.
 
-    optpipe export problem.yaml schedule.yaml --to json -o schedule.json
-    python read_schedule.py schedule.json [problem.json]
+    optpipe export schedule.yaml --to json -o schedule.json
+    python read_schedule.py schedule.json
 """
 
 import json
@@ -14,7 +14,7 @@ NAMES = {"F": "forward", "B": "gradient of the input", "W": "gradient of the wei
 def read(path):
     """The schedule, or a ValueError that says what is wrong with it."""
     with open(path, encoding="utf-8") as f:
-        schedule = json.load(f)
+        schedule = json.load(f) if path.endswith(".json") else __import__("yaml").safe_load(f)
     if schedule["version"] != 1:
         raise ValueError(f"format version {schedule['version']}: this reader knows 1")
     placement, microbatches = schedule["placement"], schedule["microbatches"]

@@ -62,11 +62,10 @@ struct Explanation {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let path = args.problem.clone().unwrap_or_else(|| args.schedule.with_file_name("problem.yaml"));
-    if args.problem.is_none() && !path.exists() {
-        return Err(Error::input(format!("{}: there is no problem beside it", args.schedule.display()))
-            .hint("name the problem that the schedule solves with --problem"));
-    }
+    let path = match &args.problem {
+        Some(path) => path.clone(),
+        None => input::problem_beside(&args.schedule)?,
+    };
     let problem: Problem = file::read_checked(&path)?;
     let schedule = input::schedule(&args.schedule)?;
     let report = check(&problem, &schedule.schedule);

@@ -16,20 +16,28 @@ use crate::measured::Measured;
 
 /// Turn a schedule into a picture, a trace, or what a trainer runs
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "optpipe export [OPTIONS] --to <TO> [PROBLEM] <SCHEDULE>",
+    after_help = "\
 Example:
-  optpipe export problem.yaml schedule.yaml --to svg -o timeline.svg
-  optpipe export problem.yaml schedule.yaml --to chrome-trace -o trace.json   # ui.perfetto.dev
-  optpipe export problem.yaml schedule.yaml --to torch -o torch/              # a folder")]
+  optpipe export schedule.yaml --to svg -o timeline.svg
+  optpipe export schedule.yaml --to chrome-trace -o trace.json   # ui.perfetto.dev
+  optpipe export schedule.yaml --to torch -o torch/              # a folder
+  optpipe export schedule.yaml --to json -o readable/            # with a reader to start from, page and schemas
+  optpipe export problem.yaml schedule.yaml --to csv"
+)]
 pub(super) struct Args {
-    /// The problem
-    problem: PathBuf,
-    /// Its schedule
-    schedule: PathBuf,
+    /// The schedule; before it may stand the problem that it solves
+    #[arg(required = true, num_args = 1..=2, value_name = "SCHEDULE")]
+    files: Vec<PathBuf>,
+    /// The problem that it solves [default: problem.yaml beside the schedule]
+    #[arg(long)]
+    problem: Option<PathBuf>,
     /// What to write
     #[arg(long, value_enum)]
     to: Format,
-    /// Where to write, a folder for torch; stdout if absent
+    /// Where to write, a folder for torch; stdout if absent. With yaml or json a folder that is there, or a name with
+    /// a slash behind it, gets a reader in Python, a page on the format and the JSON Schemas besides
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// A measured.yaml or rehearsed.yaml to show beside the prediction
@@ -66,9 +74,23 @@ enum Format {
     Csv,
 }
 
+/// The paths of problem and schedule.
+fn operands(args: &Args) -> Result<(PathBuf, &Path)> {
+    match (args.files.as_slice(), &args.problem) {
+        ([schedule], Some(problem)) => Ok((problem.clone(), schedule)),
+        ([schedule], None) => Ok((input::problem_beside(schedule)?, schedule)),
+        ([problem, schedule], None) => Ok((problem.clone(), schedule)),
+        _ => {
+            Err(Error::input("the problem is given twice")
+                .hint("optpipe export SCHEDULE --problem PROBLEM --to FORMAT"))
+        }
+    }
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
-    let problem: Problem = file::read_checked(&args.problem)?;
-    let mut schedule = input::schedule(&args.schedule)?;
+    let (problem_file, schedule_file) = operands(args)?;
+    let problem: Problem = file::read_checked(&problem_file)?;
+    let mut schedule = input::schedule(schedule_file)?;
     if let Some(split) = &args.layer_split {
         schedule.layer_split = Some(split.clone());
     }
@@ -77,10 +99,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         None => None,
     };
     if let Some(violation) = check(&problem, &schedule.schedule).violations.first() {
-        return Err(Error::input(format!("{}: illegal: {violation}", args.schedule.display()))
+        return Err(Error::input(format!("{}: illegal: {violation}", schedule_file.display()))
             .hint("`optpipe check PROBLEM SCHEDULE` lists every violation"));
     }
-    let failed = |e: &dyn std::fmt::Display| Error::input(format!("{}: {e}", args.schedule.display()));
+    let failed = |e: &dyn std::fmt::Display| Error::input(format!("{}: {e}", schedule_file.display()));
     let unwritable = |e: &dyn std::fmt::Display| Error::failed(format!("cannot write the schedule: {e}"));
     let text = match args.to {
         Format::ChromeTrace => {
@@ -102,9 +124,17 @@ pub(super) fn run(args: &Args) -> Result<()> {
             let complete = export::table::complete(&problem, &schedule);
             serde_json::to_string(&complete).map_err(|e| unwritable(&e))? + "\n"
         }
-        Format::Torch => return torch(args, &problem, &schedule),
+        Format::Torch => return torch(args, schedule_file, &problem, &schedule),
     };
     match &args.output {
+        Some(folder) if matches!(args.to, Format::Yaml | Format::Json) && names_folder(folder) => {
+            let extension = if args.to == Format::Json { "json" } else { "yaml" };
+            let problem = match args.to {
+                Format::Json => serde_json::to_string(&problem).map_err(|e| unwritable(&e))? + "\n",
+                _ => serde_yaml::to_string(&problem).map_err(|e| unwritable(&e))?,
+            };
+            write_folder(folder, &export::table::folder(extension, text, problem))
+        }
         Some(path) => {
             file::write_text(path, &text).map_err(Error::write)?;
             super::emit(&format!("wrote {}", path.display()))
@@ -113,8 +143,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Writes the folder: only once all of it is known to be right.
-fn torch(args: &Args, problem: &Problem, schedule: &ScheduleFile) -> Result<()> {
+/// Whether a path is meant as a folder's.
+fn names_folder(path: &Path) -> bool {
+    path.is_dir() || path.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
+}
+
+/// The torch folder: written only once all of it is known to be right.
+fn torch(args: &Args, schedule_file: &Path, problem: &Problem, schedule: &ScheduleFile) -> Result<()> {
     let folder = args
         .output
         .as_deref()
@@ -128,8 +163,12 @@ fn torch(args: &Args, problem: &Problem, schedule: &ScheduleFile) -> Result<()> 
         (None, None) => None,
     };
     let files = export::torch::torch(problem, schedule, model.as_ref())
-        .map_err(|e| Error::input(format!("{}: {e}", args.schedule.display())))?;
-    for (name, text) in &files {
+        .map_err(|e| Error::input(format!("{}: {e}", schedule_file.display())))?;
+    write_folder(folder, &files)
+}
+
+fn write_folder(folder: &Path, files: &[(PathBuf, String)]) -> Result<()> {
+    for (name, text) in files {
         let path: PathBuf = Path::new(folder).join(name);
         let parent = path.parent().unwrap_or(folder);
         std::fs::create_dir_all(parent)

@@ -1,6 +1,6 @@
 //! Reading what commands are given, and telling files apart by their keys.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use optpipe_configs::file::{self, FileError};
 use optpipe_configs::hardware::Hardware;
@@ -52,6 +52,16 @@ pub(super) fn kind(path: &Path) -> Result<Kind> {
 /// A schedule file; its conditions are the checker's business.
 pub(super) fn schedule(path: &Path) -> Result<ScheduleFile> {
     Ok(file::parse(path, &file::read_text(path)?)?)
+}
+
+/// The problem.yaml that lies beside a schedule.
+pub(super) fn problem_beside(schedule: &Path) -> Result<PathBuf> {
+    let path = schedule.with_file_name("problem.yaml");
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(Error::input(format!("{}: there is no problem beside it", schedule.display()))
+        .hint("name the problem that the schedule solves with --problem"))
 }
 
 /// What a run measured, or what a rehearsal put together.

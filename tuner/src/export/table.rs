@@ -1,6 +1,7 @@
 //! The schedule itself for readers of one's own: `csv`, `json` and `yaml`.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::ScheduleFile;
@@ -31,4 +32,21 @@ pub fn complete(problem: &Problem, schedule: &ScheduleFile) -> ScheduleFile {
         microbatches: Some(problem.microbatches),
         ..schedule.clone()
     }
+}
+
+/// A folder with the schedule, its problem and what a reader starts from, by the paths there. `extension` is that of
+/// both texts, `json` or `yaml`.
+pub fn folder(extension: &str, schedule: String, problem: String) -> Vec<(PathBuf, String)> {
+    let fixed = [
+        ("README.md", include_str!("../../python/reader/README.md")),
+        ("read_schedule.py", include_str!("../../python/reader/read_schedule.py")),
+        ("schedule.schema.json", include_str!("../../../configs/schemas/schedule.schema.json")),
+        ("problem.schema.json", include_str!("../../../configs/schemas/problem.schema.json")),
+    ];
+    let mut files = vec![
+        (PathBuf::from(format!("schedule.{extension}")), schedule),
+        (PathBuf::from(format!("problem.{extension}")), problem),
+    ];
+    files.extend(fixed.map(|(name, text)| (PathBuf::from(name), text.to_owned())));
+    files
 }
