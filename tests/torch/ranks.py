@@ -10,11 +10,13 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 
+import parts
 import torch
 import torch.distributed as dist
 import yaml
@@ -96,9 +98,20 @@ def run_step(step, whole, stages, inputs, target):
         stage.submod.zero_grad()
     wanted, gradients = reference(whole, inputs, target)
     loss = step(*([inputs] if stages[0].is_first else []), target=target if stages[-1].is_last else None)
+    loss = None if loss is None else float(loss)
     worst = max(apart(p.grad, g) for stage in stages
                 for p, g in zip(stage.submod.parameters(), gradients[stage.stage_index]))
     return max(worst, 0.0 if loss is None else abs(loss - wanted) / abs(wanted))
+
+
+def most_sends(schedule):
+    """The most sends that are under way at once on this rank."""
+    held = most = 0
+    for action in schedule.runtime.pipeline_order_with_comms[schedule.rank]:
+        name = action.computation_type.name
+        held += name.startswith("SEND_") - name.startswith("WAIT_SEND_")
+        most = max(most, held)
+    return most
 
 
 def train(case, rank, folder):
@@ -112,12 +125,12 @@ def train(case, rank, folder):
         shutil.copy(case["schedule"], path)
     dist.barrier()
     whole, stages = build(case, rank)
-    schedule = OptPipeSchedule(path, stages, loss_fn)
+    schedule = OptPipeSchedule(path, stages, loss_fn, **case.get("options", {}))
     errors, peaks = [], []
     for step in range(2):
         errors.append(run_step(schedule.step, whole, stages, *batch(case["microbatches"], step)))
         peaks.append(schedule.saved_peak)
-    result = dict(errors=errors, peaks=peaks, predicted=schedule.predicted_peak,
+    result = dict(errors=errors, peaks=peaks, sends=most_sends(schedule), predicted=schedule.predicted_peak,
                   bytes={str(s): b for s, b in schedule.stage_bytes().items()},
                   offloaded=schedule.ledger.offloaded, left=schedule.ledger.held)
     for newer in case.get("newer", []):
@@ -126,8 +139,13 @@ def train(case, rank, folder):
             shutil.copy(newer, partial)
             os.replace(partial, path)
         dist.barrier()
-        for step in range(2):
-            errors.append(run_step(schedule.step, whole, stages, *batch(case["microbatches"], 7 + step)))
+        # Steps go on until the file has been read, beside them; all ranks see it at the same one.
+        before, steps = (schedule.swaps, schedule.rejected), 0
+        while (schedule.swaps, schedule.rejected) == before and steps < 500:
+            errors.append(run_step(schedule.step, whole, stages, *batch(case["microbatches"], 7 + steps)))
+            steps += 1
+        errors.append(run_step(schedule.step, whole, stages, *batch(case["microbatches"], 6)))
+        result.setdefault("took", []).append(steps)
     result.update(swaps=schedule.swaps, rejected=schedule.rejected)
     schedule.write_measured(folder / f"{case['name']}.measured.yaml")
     return result
@@ -154,30 +172,80 @@ def refused(case, rank, folder):
     import optpipe_torch
     from optpipe_torch import OptPipeSchedule
 
-    text, problem = Path(case["schedule"]).read_text(), Path(case["problem"])
+    how, schedule = case["how"], yaml.safe_load(Path(case["schedule"]).read_text())
     own = folder / f"{case['name']}.{rank}"
     own.mkdir()
-    shutil.copy(problem, own / "problem.yaml")
-    version = torch.__version__
-    if case["how"] == "torch" and rank == 1:
+    shutil.copy(case["problem"], own / "problem.yaml")
+    version, options = torch.__version__, {}
+    one = rank == 1  # what is wrong is wrong on one rank only
+    if how == "torch" and one:
         torch.__version__ = "2.6.0"
-    if case["how"] == "disagree" and rank == 1:
-        schedule = yaml.safe_load(text)
+    if how == "disagree" and one:
         schedule["note"] = "another file"
-        text = yaml.safe_dump(schedule)
-    if case["how"] == "missing" and rank == 1:
-        text = None
-    if text is not None:
-        (own / "schedule.yaml").write_text(text)
+    if how == "doubled" and one:
+        schedule["ops"][1].append(dict(schedule["ops"][1][0]))
+    if how == "lost" and one:
+        schedule["ops"][1].pop()
+    if how == "reload" and one:
+        schedule["ops"][1].append(dict(schedule["ops"][1][-1], op="O"))
+    if how == "split":
+        schedule.update(model="llama", layer_split=[2, 1])
+        options = dict(model="llama", layer_split=[1, 2] if one else [2, 1])
+    if how == "watch":
+        options = dict(watch=not one)
+    if how == "scale":
+        options = dict(scale_grads=not one)
+    if how != "missing" or not one:
+        (own / "schedule.yaml").write_text(yaml.safe_dump(schedule))
     model = dict(case, placement=case["model_placement"]) if "model_placement" in case else case
-    _, stages = build(model, rank)
+    whole, stages = build(model, rank)
+    if how == "empty" and one:
+        stages = []
+    error = None
     try:
-        OptPipeSchedule(own / "schedule.yaml", stages, loss_fn)
+        running = OptPipeSchedule(own / "schedule.yaml", stages, loss_fn, **options)
+        if how == "batch":
+            inputs, target = batch(case["microbatches"])
+            running.step(*([inputs[1:]] if rank == 0 else []), target=target if one else None)
     except optpipe_torch.Disagreement as e:
-        return dict(error=str(e).replace(str(own), "FOLDER"))
+        error = str(e)
+        for other in range(case["ranks"]):
+            error = error.replace(str(folder / f"{case['name']}.{other}"), "FOLDER")
     finally:
         torch.__version__ = version
-    return dict(error=None)
+    # An error in a batch breaks nothing.
+    after = [run_step(running.step, whole, stages, *batch(case["microbatches"]))] if how == "batch" else []
+    return dict(error=error, errors=after)
+
+
+def follow(case, rank, folder):
+    """A run with a stage slower than planned, and `optpipe solve --watch --measured` beside it: the schedule for what
+    is measured is taken up."""
+    from optpipe_torch import OptPipeSchedule
+
+    at = Path(case["folder"])
+    whole, stages = build(case, rank)
+    for stage in stages:
+        if stage.stage_index == 1:
+            stage.submod.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    schedule = OptPipeSchedule(at / "schedule.yaml", stages, loss_fn)
+    words = ["solve", "problem.yaml", "-o", "schedule.yaml", "--problem-out", "problem.yaml", "--measured",
+             "measured.yaml", "--watch=90s", "--time-limit", "1s", "--drift", "50%", "--quiet"]
+    solver = None if rank else subprocess.Popen([case["optpipe"], *words], cwd=at, stdout=subprocess.DEVNULL,
+                                                env=dict(os.environ, OPTPIPE_CACHE_DIR=case["no_cache"]))
+    errors, began, done = [], time.monotonic(), False
+    while not done:
+        errors.append(run_step(schedule.step, whole, stages, *batch(case["microbatches"], len(errors))))
+        if schedule.steps > 1 and schedule.steps % 4 == 0:
+            schedule.write_measured(at / "measured.yaml")
+        # The plan of the first rank's clock is the others', too: all leave at one step.
+        over = torch.tensor([int(time.monotonic() - began > 80)])
+        dist.all_reduce(over, op=dist.ReduceOp.MAX)
+        done = bool(over) or schedule.plan.problem["time_ns"]["forward"][1] > 5_000_000
+    if solver is not None:
+        solver.terminate()
+        solver.wait()
+    return dict(errors=errors, swaps=schedule.swaps, rejected=schedule.rejected, times=schedule.plan.problem["time_ns"])
 
 
 def harness(case, rank, folder):
@@ -198,6 +266,7 @@ def harness(case, rank, folder):
     tied = tie(stages, case["placement"], rank, request["model"])
     inputs, target = tokens(request, case["microbatches"] * request["microbatch_size"], 0, "cpu")
     loss = schedule.step(*([inputs] if stages[0].is_first else []), target=target if stages[-1].is_last else None)
+    loss = None if loss is None else float(loss)
     if tied is not None:
         tied.add_up()
     whole = Layered(layers, range(layers.count))
@@ -274,7 +343,8 @@ def run_rank(rank, ranks, cases, folder):
     table = {}
     for case in cases:
         try:
-            table[case["name"]] = globals()[case["do"]](case, rank, folder)
+            act = globals().get(case["do"]) or getattr(parts, case["do"])
+            table[case["name"]] = act(case, rank, folder)
         except Exception:
             table[case["name"]] = dict(failed=traceback.format_exc())
         (folder / f"results.{ranks}.{rank}.json").write_text(json.dumps(table))

@@ -137,6 +137,29 @@ fn the_tuner_survives_a_rank_that_runs_out_of_memory_and_one_that_dies_and_conve
 }
 
 #[test]
+fn a_tune_on_torchrun_calibrates_and_profiles_by_itself_and_converges() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let more = "pipeline: {layer_split: [2, 1]}\n\
+                run: {engine: torch, modules: transformers, warmup_steps: 1, steps: 4, textbook: false}\n\
+                stop: {tolerance: 0.3, patience: 2, max_rounds: 12}\n";
+    let (job, out) = (tiny_job(folder.path(), more), folder.path().join("out"));
+    let output = command(&["tune", "--out"], &out).arg(&job).output().expect("runs");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("layers of transformers 5."), "{said}");
+    let summary: Summary = read(&out.join("summary.yaml"));
+    assert_eq!((&summary.stop, summary.failure), (&StopReason::Converged, None));
+    assert!(summary.rounds.len() >= 3, "two rounds without a gain: {said}");
+    // What the first round planned with was measured on the ranks.
+    let profile: Profile = read(&out.join("profile.yaml"));
+    assert!(profile.clock == "perf_counter" && profile.layers.iter().all(|layer| layer.forward.median_ns > 0));
+    let hardware: Hardware = read(&out.join("hardware.yaml"));
+    assert_eq!((hardware.devices.len(), hardware.clock.as_str()), (2, "perf_counter"));
+    optpipe().arg("check").arg(out.join("problem.yaml")).arg(out.join("schedule.yaml")).assert().success();
+    assert_eq!(left_over(&out), Vec::<String>::new());
+}
+
+#[test]
 fn a_rank_that_hangs_is_named_and_nodes_are_started_by_the_launcher() {
     let folder = tempfile::tempdir().expect("temporary folder");
     // Two nodes, which happen to be this machine.
