@@ -89,8 +89,13 @@ fn hostile_files_are_refused_by_every_command() {
         bytes("scalar.yaml", b"42\n"),
         bytes("list.yaml", b"- 1\n- 2\n"),
         bytes("cut.yaml", b"version: 1\ndevices: 2\nplacement: [0, \n"),
+        bytes("cyclic.yaml", b"model: &a [*a]\ndevices: *a\n"),
+        bytes("cyclic_map.yaml", b"a: &a {<<: *a, model: *a}\ntime_ns: *a\n"),
         folder.path().to_owned(),
         folder.path().join("absent.yaml"),
+        // Of no length, and without an end.
+        #[cfg(target_os = "linux")]
+        "/dev/zero".into(),
     ];
     for path in &hostile {
         for mut command in readers(path) {

@@ -2,7 +2,8 @@
 //! half a file.
 
 use std::fmt;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -117,18 +118,39 @@ pub fn check_version(version: u32) -> Result<(), Invalid> {
 /// Reads a file's text: at most [`LARGEST_FILE`] bytes of UTF-8.
 pub fn read_text(path: &Path) -> Result<String, FileError> {
     let failed = |e: std::io::Error| FileError::new(path, format!("cannot read: {e}"));
-    let metadata = std::fs::metadata(path).map_err(failed)?;
+    let too_large =
+        |bytes: &str| FileError::new(path, format!("{bytes} bytes; files of up to {LARGEST_FILE} are read"));
+    // The length says nothing of a device, a pipe or a file that grows: they are read up to the limit.
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
     if metadata.is_dir() {
         return Err(FileError::new(path, "expected a file, found a folder"));
     }
     if metadata.len() > LARGEST_FILE {
-        return Err(FileError::new(path, format!("{} bytes; files of up to {LARGEST_FILE} are read", metadata.len())));
+        return Err(too_large(&metadata.len().to_string()));
     }
-    let bytes = std::fs::read(path).map_err(failed)?;
+    let read = read_at_most(file, LARGEST_FILE, usize::try_from(metadata.len()).unwrap_or(0)).map_err(failed)?;
+    let bytes = read.ok_or_else(|| too_large(&format!("more than {LARGEST_FILE}")))?;
     String::from_utf8(bytes).map_err(|e| {
         let lines = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
         FileError { line: Some(lines + 1), ..FileError::new(path, "not UTF-8 text") }
     })
+}
+
+/// So much is looked at before the rest is read.
+const BEGINNING: u64 = 1 << 16;
+
+/// All that a reader has, of about so many bytes; `None` where that is more than `most`. Of what its beginning shows
+/// to be no text, no more is read: a device may have no end.
+fn read_at_most(reader: impl Read, most: u64, expected: usize) -> std::io::Result<Option<Vec<u8>>> {
+    let mut reader = reader.take(most.saturating_add(1));
+    let mut bytes = Vec::with_capacity(expected);
+    reader.by_ref().take(BEGINNING).read_to_end(&mut bytes)?;
+    if bytes.contains(&0) {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "not text: it has bytes that are 0"));
+    }
+    reader.read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= most).then_some(bytes))
 }
 
 /// Parses text that came from `path`: JSON if the name ends in `.json`, else YAML.
@@ -259,4 +281,23 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
         serde_yaml::to_string(value).map_err(|e| e.to_string())
     };
     write_text(path, &text.map_err(|e| FileError::new(path, format!("cannot serialise: {e}")))?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::repeat;
+
+    use super::read_at_most;
+
+    #[test]
+    fn what_has_no_end_is_read_up_to_the_limit() {
+        let most = 1 << 20;
+        assert_eq!(read_at_most(repeat(b'x'), most, 0).unwrap(), None);
+        assert_eq!(read_at_most(&[b'x'; 1 << 20][..], most, 9).unwrap().unwrap().len(), 1 << 20);
+        assert_eq!(read_at_most(&b""[..], 0, 0).unwrap(), Some(Vec::new()));
+        // A limit that cannot be reached: without an early look this would not end.
+        let error = read_at_most(repeat(0), u64::MAX, 0).unwrap_err();
+        assert!(error.to_string().contains("not text"), "{error}");
+    }
 }
