@@ -283,6 +283,25 @@ fn a_watched_problem_gets_its_schedule_whatever_was_measured() {
     optpipe().arg("check").arg(instance("a_spec_example")).arg(at("schedule.yaml")).assert().success();
     // What a trainer reads beside the schedule is there.
     optpipe().arg("check").arg(at("problem.yaml")).arg(at("schedule.yaml")).assert().success();
+    // Times that overflow, and times that do so for as many microbatches.
+    let many = std::fs::read_to_string(instance("a_spec_example")).expect("there");
+    let many = file(folder.path(), "many.yaml", &many.replace("microbatches: 3", "microbatches: 100"));
+    let sample = "{median_ns: 1, mad_ns: 0, p05_ns: 1, p95_ns: 1, count: 1, stable: true}";
+    for (median_ns, said) in [(u64::MAX, "ops[0].median_ns"), (1 << 53, "time_ns.forward")] {
+        let measured = format!(
+            "version: 1\nbackend: cpu\nstep: {sample}\noptimizer: {sample}\nsteps_ns: [1]\nlosses: []\n\
+             peak_bytes: [1, 1]\noffloaded_bytes: 0\nops:\n\
+             - {{device: 0, op: F, stage: 0, microbatch: 0, start_ns: 0, end_ns: 1, median_ns: {median_ns}}}\n"
+        );
+        file(folder.path(), "measured.yaml", &measured);
+        let mut watch = optpipe();
+        watch.arg("solve").arg(&many).arg("-o").arg(at("schedule.yaml")).args(["--watch=1s", "-q"]);
+        watch.arg("--measured").arg(at("measured.yaml")).arg("--problem-out").arg(at("problem.yaml"));
+        let output = watch.output().expect("runs");
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(stderr(&output).contains(said) && stderr(&output).contains("left"), "{said}: {}", stderr(&output));
+        optpipe().arg("check").arg(&many).arg(at("schedule.yaml")).assert().success();
+    }
     let alone = optpipe().arg("solve").arg(instance("a_spec_example")).arg("--watch").output().expect("runs");
     assert_eq!(alone.status.code(), Some(2), "a schedule that is written nowhere");
 }

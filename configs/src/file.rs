@@ -9,8 +9,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod keys;
 mod locate;
 mod message;
+mod numbers;
+
+pub use keys::Keys;
+pub use numbers::{LARGEST_NUMBER, check_numbers};
 
 /// The largest file that is read, in bytes. A schedule of 64 devices and 256 microbatches takes 10 MB.
 pub const LARGEST_FILE: u64 = 256 << 20;

@@ -178,7 +178,11 @@ const MOST: u64 = 1 << 53;
 /// The backends' names.
 pub(crate) const BACKENDS: [&str; 2] = ["cpu", "cuda"];
 
-pub(crate) fn check_backend(backend: &str) -> Result<(), Invalid> {
+/// The check of the field `backend` that files of measurements share.
+///
+/// # Errors
+/// A name that is none.
+pub fn check_backend(backend: &str) -> Result<(), Invalid> {
     if BACKENDS.contains(&backend) {
         return Ok(());
     }

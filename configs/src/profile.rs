@@ -149,7 +149,10 @@ const MOST: u64 = 1 << 53;
 
 impl Sample {
     /// Checks the sample that stands at `field`.
-    pub(crate) fn check(&self, field: &str) -> Result<(), Invalid> {
+    ///
+    /// # Errors
+    /// A time of 104 days or more, or percentiles the wrong way round.
+    pub fn check(&self, field: &str) -> Result<(), Invalid> {
         let times =
             [("median_ns", self.median_ns), ("mad_ns", self.mad_ns), ("p05_ns", self.p05_ns), ("p95_ns", self.p95_ns)];
         for (name, ns) in times {

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use optpipe_configs::file::{Check, Invalid, check_version};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -150,6 +151,27 @@ impl<'de> Deserialize<'de> for ScheduleFile {
             Flat::deserialize(deserializer)?;
         let schedule = Schedule { makespan_ns, ops };
         Ok(ScheduleFile { version, method, bound_ns, model, layer_split, placement, microbatches, schedule })
+    }
+}
+
+impl Check for ScheduleFile {
+    /// Only what needs no problem: that is the checker's business.
+    fn check(&self) -> Result<(), Invalid> {
+        check_version(self.version)?;
+        // Differences and sums with a problem's times stay far from the end of 64 bits: 2^60 ns are 36 years.
+        const MOST: u64 = 1 << 60;
+        let time = |field: &dyn Fn() -> String, ns: i64| match ns.unsigned_abs() > MOST {
+            true => Err(Invalid::new(field(), format!("expected at most {MOST} either way, found {ns}"))),
+            false => Ok(()),
+        };
+        time(&|| "makespan_ns".to_owned(), self.schedule.makespan_ns)?;
+        time(&|| "bound_ns".to_owned(), self.bound_ns.unwrap_or(0))?;
+        for (device, list) in self.schedule.ops.iter().enumerate() {
+            for (i, op) in list.iter().enumerate() {
+                time(&|| format!("ops[{device}][{i}].start_ns"), op.start_ns)?;
+            }
+        }
+        Ok(())
     }
 }
 

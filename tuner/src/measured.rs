@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use optpipe_configs::file::{self, Check, Invalid};
+use optpipe_configs::hardware::check_backend;
 use optpipe_configs::profile::Sample;
 use optpipe_profiler::timing::summarise;
 use optpipe_solver::problem::Problem;
@@ -60,6 +62,66 @@ pub struct MeasuredOp {
     pub end_ns: u64,
     /// Median duration over all measured steps, ns.
     pub median_ns: u64,
+}
+
+/// Steps and ops take less than 104 days.
+const LONGEST_NS: u64 = 1 << 53;
+/// All ops of a step together, ns: what still has a sum.
+const LONGEST_SUM_NS: u128 = 1 << 62;
+
+/// The conditions of a list of ops with start and end, as measurements and rehearsals have it.
+pub(crate) fn check_ops(ops: impl Iterator<Item = (u64, u64, u64)>) -> Result<(), Invalid> {
+    let mut sum = 0_u128;
+    for (i, (start_ns, end_ns, median_ns)) in ops.enumerate() {
+        if end_ns < start_ns {
+            let message = format!("expected at least start_ns = {start_ns}, found {end_ns}");
+            return Err(Invalid::new(format!("ops[{i}].end_ns"), message));
+        }
+        for (name, ns) in [("end_ns", end_ns), ("median_ns", median_ns)] {
+            check_time(&format!("ops[{i}].{name}"), ns)?;
+        }
+        sum += u128::from((end_ns - start_ns).max(median_ns));
+    }
+    if sum > LONGEST_SUM_NS {
+        return Err(Invalid::new("ops", "times too large: their sum exceeds 2^62"));
+    }
+    Ok(())
+}
+
+/// A time that could have been measured.
+pub(crate) fn check_time(field: &str, ns: u64) -> Result<(), Invalid> {
+    match ns > LONGEST_NS {
+        true => Err(Invalid::new(field, format!("expected at most {LONGEST_NS}, found {ns}"))),
+        false => Ok(()),
+    }
+}
+
+/// A list of sizes, or one size, that memory could have.
+pub(crate) fn check_bytes(field: &str, bytes: &[u64]) -> Result<(), Invalid> {
+    match bytes.iter().find(|&&bytes| bytes > file::LARGEST_NUMBER) {
+        Some(found) => Err(Invalid::new(field, format!("expected at most {}, found {found}", file::LARGEST_NUMBER))),
+        None => Ok(()),
+    }
+}
+
+impl Check for Measured {
+    /// Whether the ops are those of a schedule shows only beside it.
+    fn check(&self) -> Result<(), Invalid> {
+        file::check_version(self.version)?;
+        check_backend(&self.backend)?;
+        self.step.check("step")?;
+        self.optimizer.check("optimizer")?;
+        for (i, &ns) in self.steps_ns.iter().enumerate() {
+            check_time(&format!("steps_ns[{i}]"), ns)?;
+        }
+        if let Some(i) = self.losses.iter().position(|loss| !loss.is_finite()) {
+            let message = format!("expected a finite number, found {}", self.losses[i]);
+            return Err(Invalid::new(format!("losses[{i}]"), message));
+        }
+        check_bytes("peak_bytes", &self.peak_bytes)?;
+        check_bytes("offloaded_bytes", &[self.offloaded_bytes])?;
+        check_ops(self.ops.iter().map(|x| (x.start_ns, x.end_ns, x.median_ns)))
+    }
 }
 
 /// The steps of a run as `measured.yaml` has them. Every record has the same ops in the same order.
@@ -144,5 +206,42 @@ mod tests {
         let measured = collect("cpu".into(), &problem, &records, &[1, 1, 1], vec![1.0; 3], vec![0, 0]);
         let medians: Vec<(usize, u64)> = measured.ops.iter().map(|x| (x.stage, x.median_ns)).collect();
         assert_eq!(medians, [(0, 100), (1, 30)]);
+        assert_eq!(measured.check(), Ok(()));
+    }
+
+    #[test]
+    fn what_nobody_can_have_measured_is_refused_by_name() {
+        let sample = Sample { median_ns: 10, mad_ns: 0, p05_ns: 10, p95_ns: 10, count: 1, stable: true };
+        let op = MeasuredOp { device: 0, op: OpKind::F, stage: 0, microbatch: 0, start_ns: 1, end_ns: 9, median_ns: 8 };
+        let good = Measured {
+            version: 1,
+            backend: "cpu".to_owned(),
+            step: sample.clone(),
+            optimizer: sample,
+            steps_ns: vec![10],
+            losses: vec![1.0],
+            peak_bytes: vec![5],
+            allocator_peak_bytes: None,
+            offloaded_bytes: 0,
+            ops: vec![op],
+        };
+        assert_eq!(good.check(), Ok(()));
+        let refusal = |change: fn(&mut Measured)| {
+            let mut measured = good.clone();
+            change(&mut measured);
+            measured.check().unwrap_err().field
+        };
+        assert_eq!(refusal(|x| x.version = 2), "version");
+        assert_eq!(refusal(|x| x.backend = "abacus".to_owned()), "backend");
+        assert_eq!(refusal(|x| x.step.median_ns = u64::MAX), "step.median_ns");
+        assert_eq!(refusal(|x| x.optimizer.p95_ns = 0), "optimizer.p05_ns");
+        assert_eq!(refusal(|x| x.steps_ns.push(u64::MAX)), "steps_ns[1]");
+        assert_eq!(refusal(|x| x.losses.push(f64::NAN)), "losses[1]");
+        assert_eq!(refusal(|x| x.peak_bytes[0] = u64::MAX), "peak_bytes");
+        assert_eq!(refusal(|x| x.offloaded_bytes = u64::MAX), "offloaded_bytes");
+        assert_eq!(refusal(|x| x.ops[0].end_ns = 0), "ops[0].end_ns");
+        assert_eq!(refusal(|x| x.ops[0].end_ns = u64::MAX), "ops[0].end_ns");
+        assert_eq!(refusal(|x| x.ops[0].median_ns = u64::MAX), "ops[0].median_ns");
+        assert_eq!(refusal(|x| x.ops = vec![MeasuredOp { median_ns: LONGEST_NS, ..x.ops[0] }; 600]), "ops");
     }
 }

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use optpipe_configs::file::{self, Check, Invalid};
+use optpipe_configs::hardware::check_backend;
 use optpipe_profiler::timing::summarise;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::{OpKind, Schedule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::measured::{Comparison, Measured, MeasuredOp, compare_ops};
+use crate::measured::{Comparison, Measured, MeasuredOp, check_bytes, check_ops, check_time, compare_ops};
 use crate::runner::Rehearsal;
 
 /// A rehearsed schedule. Errors are measured over predicted, less 1; `None` where 0 was predicted.
@@ -147,6 +149,34 @@ impl Rehearsed {
             comparison,
             ops: beside_schedule(problem, schedule, &ops),
         }
+    }
+}
+
+impl Check for Rehearsed {
+    /// Whether the ops are those of a schedule shows only beside it.
+    fn check(&self) -> Result<(), Invalid> {
+        file::check_version(self.version)?;
+        check_backend(&self.backend)?;
+        check_time("step_ns", self.step_ns)?;
+        check_time("largest_shift_ns", self.largest_shift_ns)?;
+        for (i, &ns) in self.optimizer_ns.iter().enumerate() {
+            check_time(&format!("optimizer_ns[{i}]"), ns)?;
+        }
+        check_bytes("peak_bytes", &self.peak_bytes)?;
+        check_bytes("offloaded_bytes", &[self.offloaded_bytes])?;
+        check_ops(self.ops.iter().map(|x| (x.start_ns, x.end_ns, 0)))?;
+        let inside = |field: &str, found: Result<(), Invalid>| {
+            found.map_err(|invalid| match invalid.field.starts_with('[') || invalid.field.is_empty() {
+                true => Invalid { field: format!("{field}{}", invalid.field), ..invalid },
+                false => Invalid { field: format!("{field}.{}", invalid.field), ..invalid },
+            })
+        };
+        inside("tolerance", file::check_numbers(&self.tolerance))?;
+        inside("rounds", file::check_numbers(&self.rounds))?;
+        inside("step_error", file::check_numbers(&self.step_error))?;
+        inside("peak_errors", file::check_numbers(&self.peak_errors))?;
+        inside("errors", file::check_numbers(&self.errors))?;
+        inside("comparison", file::check_numbers(&self.comparison))
     }
 }
 

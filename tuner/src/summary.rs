@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use optpipe_configs::file::{Check, Invalid, check_version};
+use optpipe_configs::file::{Check, Invalid, check_numbers, check_version};
 use optpipe_configs::profile::Sample;
 use optpipe_solver::milp::MilpStats;
 use optpipe_solver::problem::Problem;
@@ -66,6 +66,17 @@ pub struct Summary {
     pub milp: Option<MilpStats>,
     /// The files beside this one and what they hold.
     pub files: BTreeMap<String, String>,
+}
+
+impl Check for Summary {
+    fn check(&self) -> Result<(), Invalid> {
+        check_version(self.version)?;
+        for (i, round) in self.rounds.iter().enumerate() {
+            check_version(round.version)
+                .map_err(|invalid| Invalid { field: format!("rounds[{i}].{}", invalid.field), ..invalid })?;
+        }
+        check_numbers(self)
+    }
 }
 
 /// Why a tuning stopped.
@@ -244,7 +255,8 @@ pub struct Round {
 
 impl Check for Round {
     fn check(&self) -> Result<(), Invalid> {
-        check_version(self.version)
+        check_version(self.version)?;
+        check_numbers(self)
     }
 }
 

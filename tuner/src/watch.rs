@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use optpipe_configs::file;
+use optpipe_configs::file::{self, Check};
 use optpipe_solver::order::Order;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::Schedule;
@@ -165,8 +165,7 @@ impl Watch<'_> {
             return;
         }
         state.seen = found;
-        let text = file::read_text(&follow.path);
-        let measured = match text.and_then(|text| file::parse::<Measured>(&follow.path, &text)) {
+        let measured = match file::read_checked::<Measured>(&follow.path) {
             Ok(measured) => measured,
             Err(e) => {
                 self.progress.warn(&format!("{e}: left"));
@@ -175,6 +174,13 @@ impl Watch<'_> {
         };
         state.rounds.push(round_times(&measured));
         let next = updated(self.problem, &state.rounds);
+        if let Err(invalid) = next.check() {
+            // Times that one file may have can still be too large for so many microbatches.
+            let (path, message) = (follow.path.display(), invalid.message);
+            self.progress.warn(&format!("{path}: not times of this problem: {}: {message}: left", invalid.field));
+            state.rounds.pop();
+            return;
+        }
         let drift = drift(&state.problem, &next);
         if drift <= follow.tolerance {
             self.progress.update(&format!("measured times are within {} of the problem's", text::percent(drift)));

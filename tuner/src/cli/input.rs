@@ -27,8 +27,8 @@ pub(super) enum Kind {
 
 /// Tells by the keys at the top what a file is.
 pub(super) fn kind(path: &Path) -> Result<Kind> {
-    let value: serde_yaml::Value = file::parse(path, &file::read_text(path)?)?;
-    let has = |key: &str| value.get(key).is_some();
+    let keys: file::Keys = file::parse(path, &file::read_text(path)?)?;
+    let has = |key: &str| keys.has(key);
     let found = if has("ops") {
         Some(Kind::Schedule)
     } else if has("time_ns") || has("bytes") || has("placement") {
@@ -49,9 +49,9 @@ pub(super) fn kind(path: &Path) -> Result<Kind> {
     })
 }
 
-/// A schedule file; its conditions are the checker's business.
+/// A schedule file; whether it solves its problem is the checker's business.
 pub(super) fn schedule(path: &Path) -> Result<ScheduleFile> {
-    Ok(file::parse(path, &file::read_text(path)?)?)
+    Ok(file::read_checked(path)?)
 }
 
 /// The problem.yaml that lies beside a schedule.
@@ -67,11 +67,11 @@ pub(super) fn problem_beside(schedule: &Path) -> Result<PathBuf> {
 /// What a run measured, or what a rehearsal put together.
 pub(super) fn measured(path: &Path) -> Result<Measured> {
     let text = file::read_text(path)?;
-    let keys: serde_yaml::Value = file::parse(path, &text)?;
-    if keys.get("rounds").is_some() {
-        return Ok(file::parse::<Rehearsed>(path, &text)?.into());
+    let keys: file::Keys = file::parse(path, &text)?;
+    if keys.has("rounds") {
+        return Ok(file::checked::<Rehearsed>(path, &text, file::parse(path, &text)?)?.into());
     }
-    Ok(file::parse(path, &text)?)
+    Ok(file::checked(path, &text, file::parse(path, &text)?)?)
 }
 
 /// A job with what it names.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use optpipe_configs::file::Check;
 use optpipe_profiler::timing::summarise;
 use optpipe_solver::check::check;
 use optpipe_solver::order::Order;
@@ -182,6 +183,7 @@ fn replay(problem: &Problem, order: &Order, kinds: &[KindComparison]) -> Option<
         };
         list[x.stage] = i64::try_from(x.measured_ns).ok()?;
     }
+    measured.check().ok()?;
     // A textbook order may exceed the limit; it was run without one then.
     let simulated = simulate(&measured, order).or_else(|_| simulate_unlimited(&measured, order));
     simulated.ok().map(|x| unsigned(x.schedule.makespan_ns))

@@ -72,10 +72,7 @@ impl Run {
             ))
             .hint("`optpipe tune JOB --out FOLDER` makes one; with --resume it finishes one that was stopped"));
         }
-        let summary: Summary = parsed(&summary)?;
-        file::check_version(summary.version).map_err(|invalid| {
-            Error::input(format!("{}: {}: {}", folder.join("summary.yaml").display(), invalid.field, invalid.message))
-        })?;
+        let summary: Summary = file::read_checked(&summary)?;
         let mut rounds = Vec::with_capacity(summary.rounds.len());
         for number in 1..=summary.rounds.len() {
             rounds.push(round(&folder.join("rounds").join(format!("{number:02}")))?);
@@ -139,8 +136,8 @@ fn round(folder: &Path) -> Result<RoundFiles> {
     Ok(RoundFiles {
         round: file::read_checked(&folder.join("round.yaml"))?,
         problem: file::read_checked(&folder.join("problem.yaml"))?,
-        schedule: parsed::<ScheduleFile>(&folder.join("schedule.yaml"))?.schedule,
-        measured: parsed(&folder.join("measured.yaml"))?,
+        schedule: file::read_checked::<ScheduleFile>(&folder.join("schedule.yaml"))?.schedule,
+        measured: file::read_checked(&folder.join("measured.yaml"))?,
         solved: optional(&folder.join("solve.yaml"))?,
     })
 }
@@ -157,13 +154,9 @@ fn compared(folder: &Path, name: &str) -> Result<Option<Compared>> {
     }
     Ok(Some(Compared {
         name: name.to_owned(),
-        schedule: parsed::<ScheduleFile>(&folder.join("schedule.yaml"))?.schedule,
-        measured: parsed(&measured)?,
+        schedule: file::read_checked::<ScheduleFile>(&folder.join("schedule.yaml"))?.schedule,
+        measured: file::read_checked(&measured)?,
     }))
-}
-
-fn parsed<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    Ok(file::parse(path, &file::read_text(path)?)?)
 }
 
 fn optional<T: DeserializeOwned + Check>(path: &Path) -> Result<Option<T>> {

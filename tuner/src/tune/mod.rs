@@ -20,11 +20,10 @@ mod room;
 mod structure;
 mod textbook;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use optpipe_configs::file;
+use optpipe_configs::file::{self, Check};
 use optpipe_configs::hardware::Hardware;
 use optpipe_configs::job::Job;
 use optpipe_configs::model::Model;
@@ -196,8 +195,8 @@ impl Tuning<'_> {
             }
             let round: Round = file::read_checked(&path)?;
             let problem: Problem = file::read_checked(&self.folder.round(number, "problem.yaml"))?;
-            let schedule: ScheduleFile = read(&self.folder.round(number, "schedule.yaml"))?;
-            let measured: Measured = read(&self.folder.round(number, "measured.yaml"))?;
+            let schedule: ScheduleFile = file::read_checked(&self.folder.round(number, "schedule.yaml"))?;
+            let measured: Measured = file::read_checked(&self.folder.round(number, "measured.yaml"))?;
             let times = update::round_times(&measured);
             rounds.push(Done { round, problem, schedule: schedule.schedule, measured, times });
         }
@@ -209,6 +208,7 @@ impl Tuning<'_> {
         let number = rounds.len() + 1;
         let times: Vec<RoundTimes> = rounds.iter().map(|done| done.times.clone()).collect();
         let mut problem = update::updated(&plan.problem, &times);
+        problem.check().map_err(|invalid| Error::invalid("measured times", invalid))?;
         room::keep(&mut problem, rounds.last().map(|done| &done.problem));
         let best = best(rounds);
         let Ran { solution, yaml, measured, solve_ns, run_ns } =
@@ -292,11 +292,6 @@ impl Tuning<'_> {
     fn write_round<T: serde::Serialize>(&self, round: usize, name: &str, value: &T) -> Result<()> {
         file::write(&self.folder.round(round, name), value).map_err(Error::write)
     }
-}
-
-/// Reads a file whose conditions are checked where it is used.
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    Ok(file::parse(path, &file::read_text(path)?)?)
 }
 
 /// The fastest measured round; of equals the first.

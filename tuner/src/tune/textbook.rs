@@ -46,7 +46,7 @@ impl Tuning<'_> {
     ) -> Result<std::result::Result<Measured, String>> {
         let path = self.folder.path(&format!("comparison/{name}/measured.yaml"));
         if path.exists() {
-            return Ok(Ok(super::read(&path)?));
+            return Ok(Ok(file::read_checked(&path)?));
         }
         if self.cancel.load(Ordering::SeqCst) {
             return Ok(Err("interrupted".to_owned()));

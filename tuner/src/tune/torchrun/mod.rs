@@ -115,7 +115,7 @@ impl<'a> Torchrun<'a> {
         };
         self.ask(command, self.job.batch.sequence_length, running.microbatch_size, progress, cancel)?;
         let path = folder.join("measured.yaml");
-        let measured: Measured = file::parse(&path, &file::read_text(&path)?)?;
+        let measured: Measured = file::read_checked(&path).map_err(|e| Error::failed(e.to_string()))?;
         answer::check_measured(&measured, problem, running.schedule)?;
         Ok(measured)
     }
