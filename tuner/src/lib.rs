@@ -1,5 +1,7 @@
 //! The parts of the binary `optpipe`: the loop, the runner, export, report.
 
+#![forbid(unsafe_code)]
+
 pub mod analysis;
 pub mod cache;
 pub mod cli;
@@ -10,6 +12,7 @@ pub mod measured;
 pub mod noise;
 pub mod plan;
 pub mod progress;
+pub mod readers;
 pub mod rehearsed;
 mod replay;
 pub mod report;
