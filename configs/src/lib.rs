@@ -56,6 +56,8 @@
 //! );
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod file;
 pub mod hardware;
 pub mod job;

@@ -15,7 +15,8 @@
 //! | [`reuse`] | large blocks of memory, kept for the next use |
 //! | [`alloc`] | a counting global allocator |
 //!
-//! This is the one crate of OptPipe with `unsafe` code.
+//! `unsafe` code of OptPipe is in this crate; beside it, only the callbacks of HiGHS need some, in one module of the
+//! solver.
 
 pub mod alloc;
 pub mod arena;

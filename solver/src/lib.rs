@@ -73,6 +73,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#![deny(unsafe_code)]
+
 /// A fingerprint of this library's source: schedules and bounds of another build, where the search or
 /// the bounds may have been others, are told apart by it.
 pub const SOURCE: &str = env!("OPTPIPE_SOLVER_SOURCE");
@@ -97,6 +99,7 @@ pub mod textbook;
 
 mod adaptive;
 mod graph;
+mod highs;
 mod incumbent;
 mod longest_path;
 mod memory;

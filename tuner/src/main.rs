@@ -1,5 +1,7 @@
 //! The binary: see [`optpipe::cli`].
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 #[global_allocator]

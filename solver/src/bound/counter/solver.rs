@@ -1,13 +1,12 @@
 //! Multipliers from HiGHS.
 
-use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use highs::{HighsModelStatus, RowProblem, Sense};
-use highs_sys::{HighsCallbackDataIn, HighsCallbackDataOut};
 
 use super::model::Model;
+use crate::highs::solve;
 
 /// When to stop.
 pub(super) struct Limits<'a> {
@@ -54,21 +53,7 @@ pub(super) fn multipliers(model: &Model, limits: &Limits<'_>) -> Option<(Vec<f64
     // Errors count once for each column, times what it can reach.
     lp.try_set_option("primal_feasibility_tolerance", 1e-9).ok()?;
     lp.try_set_option("dual_feasibility_tolerance", 1e-9).ok()?;
-    let data: *mut c_void = std::ptr::from_ref(limits).cast_mut().cast();
-    // SAFETY: the model outlives the call, and `limits` the run below, after which the callback is taken
-    // off again.
-    unsafe {
-        let highs = lp.as_mut_ptr();
-        highs_sys::Highs_setCallback(highs, Some(interrupt), data);
-        for kind in [highs_sys::kHighsCallbackSimplexInterrupt, highs_sys::kHighsCallbackIpmInterrupt] {
-            highs_sys::Highs_startCallback(highs, kind);
-        }
-    }
-    let mut solved = lp.try_solve().ok()?;
-    // SAFETY: the model is alive; without a callback HiGHS does not touch `limits` again.
-    unsafe {
-        highs_sys::Highs_setCallback(solved.as_mut_ptr(), None, std::ptr::null_mut());
-    }
+    let solved = solve(lp, &mut |_| !limits.reached()).ok()?;
     // Whatever the status: the multipliers are checked by whoever uses them.
     let bad = matches!(solved.status(), HighsModelStatus::ModelError | HighsModelStatus::LoadError);
     let solution = solved.get_solution();
@@ -78,22 +63,4 @@ pub(super) fn multipliers(model: &Model, limits: &Limits<'_>) -> Option<(Vec<f64
     }
     let multipliers = duals.iter().zip(&model.rows).map(|(dual, row)| -dual / row.norm as f64).collect();
     Some((multipliers, solved.objective_value()))
-}
-
-/// Tells HiGHS to stop. `data` is the [`Limits`] of the running solve.
-unsafe extern "C" fn interrupt(
-    _kind: c_int,
-    _message: *const c_char,
-    _out: *const HighsCallbackDataOut,
-    back: *mut HighsCallbackDataIn,
-    data: *mut c_void,
-) {
-    // SAFETY: `data` points to the `Limits` that outlive the run and of which only shared parts are read.
-    let Some(limits) = (unsafe { data.cast::<Limits<'_>>().as_ref() }) else { return };
-    if limits.reached() {
-        // SAFETY: valid during the call, or null.
-        if let Some(back) = unsafe { back.as_mut() } {
-            back.user_interrupt = 1;
-        }
-    }
 }
