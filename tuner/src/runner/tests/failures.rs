@@ -171,11 +171,19 @@ fn a_cancelled_run_ends() {
     assert!(matches!(run(&plan, &mut |_| (), &cancelled), Err(RunError::Cancelled)));
 }
 
-/// A backend whose offloads go wrong.
+/// A backend of which one part goes wrong.
 #[derive(Debug)]
 struct Broken {
     sound: Arc<dyn Backend>,
+    part: Part,
     how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Offload,
+    /// What device 1 computes.
+    Compute,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -204,19 +212,31 @@ impl Backend for Broken {
     }
 
     fn synchronise(&self, index: usize) -> candle_core::Result<()> {
+        if self.part == Part::Compute && index == 1 {
+            match self.how {
+                How::Fail => candle_core::bail!("the device is gone"),
+                How::Full => candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"),
+                How::Panic => panic!("the device is gone"),
+                How::Hang => std::thread::sleep(Duration::from_secs(3)),
+            }
+        }
         self.sound.synchronise(index)
     }
 
     fn offload(&self, tensors: &[Tensor]) -> Result<HostTensors, CopyError> {
-        match self.how {
-            How::Fail => Err(CopyError::Dtype(tensors[0].dtype())),
-            How::Full => Err(CopyError::Driver("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_owned())),
-            How::Panic => panic!("the link is gone"),
-            How::Hang => {
-                std::thread::sleep(Duration::from_secs(3));
-                self.sound.offload(tensors)
+        if self.part == Part::Offload {
+            match self.how {
+                How::Fail => return Err(CopyError::Dtype(tensors[0].dtype())),
+                How::Full => {
+                    return Err(CopyError::Driver(
+                        "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_owned(),
+                    ));
+                }
+                How::Panic => panic!("the link is gone"),
+                How::Hang => std::thread::sleep(Duration::from_secs(3)),
             }
         }
+        self.sound.offload(tensors)
     }
 
     fn reload(&self, host: &HostTensors, index: usize) -> Result<Vec<Tensor>, CopyError> {
@@ -240,31 +260,39 @@ impl Backend for Broken {
     }
 }
 
+/// How a step ends of which one part goes wrong; stage 1 offloads its first microbatch.
+fn broken(part: Part, how: How) -> RunError {
+    let (_, problem, order) = small();
+    let order = with_offloads(&problem, &order, |op| (op.stage, op.microbatch) == (1, 0), 0);
+    attempt(&problem, &order, |plan| {
+        plan.backend = Arc::new(Broken { sound: backend(2), part, how });
+        if matches!(how, How::Hang) {
+            plan.stall_timeout = Duration::from_secs(1);
+        }
+    })
+    .unwrap_err()
+}
+
 #[test]
 fn what_a_thread_meets_is_told_with_its_op() {
-    let (_, problem, order) = small();
-    let first = Op { kind: OpKind::O, stage: 1, microbatch: 0 };
-    let order = with_offloads(&problem, &order, |op| (op.stage, op.microbatch) == (1, 0), 0);
-    let go = |how| {
-        attempt(&problem, &order, |plan| {
-            plan.backend = Arc::new(Broken { sound: backend(2), how });
-            if matches!(how, How::Hang) {
-                plan.stall_timeout = Duration::from_secs(1);
-            }
-        })
-        .unwrap_err()
-    };
-    let error = go(How::Fail);
-    assert!(matches!(&error, RunError::Op { worker: Worker::Channel(1), op, .. } if *op == Some(first)), "{error:?}");
-    let error = go(How::Full);
-    assert!(matches!(&error, RunError::OutOfMemory { device: 1, op, .. } if *op == Some(first)), "{error:?}");
-    let error = go(How::Panic);
-    assert!(
-        matches!(&error, RunError::Panic { worker: Worker::Channel(1), op, message }
-            if *op == Some(first) && message == "the link is gone"),
-        "{error:?}"
-    );
-    let error = go(How::Hang);
-    let RunError::Stalled { waits, .. } = &error else { panic!("{error}") };
-    assert!(waits.contains("channel 1: runs O(stage 1, microbatch 0)"), "{waits}");
+    for (part, kind, at, message) in [
+        (Part::Offload, OpKind::O, Worker::Channel(1), "the link is gone"),
+        (Part::Compute, OpKind::F, Worker::Device(1), "the device is gone"),
+    ] {
+        let first = Some(Op { kind, stage: 1, microbatch: 0 });
+        let error = broken(part, How::Fail);
+        assert!(matches!(&error, RunError::Op { worker, op, .. } if (*worker, *op) == (at, first)), "{error:?}");
+        let error = broken(part, How::Full);
+        assert!(matches!(&error, RunError::OutOfMemory { device: 1, op, .. } if *op == first), "{error:?}");
+        let error = broken(part, How::Panic);
+        assert!(
+            matches!(&error, RunError::Panic { worker, op, message: said }
+                if (*worker, *op) == (at, first) && said == message),
+            "{error:?}"
+        );
+        let error = broken(part, How::Hang);
+        let RunError::Stalled { waits, .. } = &error else { panic!("{error}") };
+        let letter = kind.letter();
+        assert!(waits.contains(&format!("{at}: runs {letter}(stage 1, microbatch 0)")), "{waits}");
+    }
 }
