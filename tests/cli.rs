@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{data, file, optpipe, stderr, stdout};
+use crate::support::{data, file, no_cache, optpipe, stderr, stdout};
 use assert_cmd::Command;
 
 fn instance(name: &str) -> std::path::PathBuf {
@@ -379,15 +379,48 @@ fn bad_files_are_named_with_field_and_expectation() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_optpipe"))
-        .arg("schema")
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let schedule = folder.path().join("schedule.yaml").display().to_string();
+    let problem = instance("l_p4m5_offload_pays").display().to_string();
+    let solve = ["solve", &problem, "--time-limit", "500ms", "-q"];
+    optpipe().args(solve).args(["-o", &schedule]).assert().success();
+    for words in [
+        vec!["schema"],
+        vec!["devices"],
+        vec!["doctor"],
+        vec!["completions", "bash"],
+        vec!["check", &problem, &schedule],
+        vec!["explain", &schedule, "--problem", &problem],
+        vec!["export", &problem, &schedule, "--to", "svg"],
+        vec!["export", &problem, &schedule, "--to", "chrome-trace"],
+        vec!["export", &problem, &schedule, "--to", "csv"],
+        vec!["compare", &problem, "--time-limit", "100ms", "-q"],
+        [&solve[..], &["--json"]].concat(),
+        vec!["--help"],
+    ] {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_optpipe"))
+            .args(&words)
+            .env("OPTPIPE_CACHE_DIR", no_cache())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        drop(child.stdout.take());
+        let mut text = String::new();
+        child.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
+        let status = child.wait().expect("ends");
+        assert!(status.success() && text.is_empty(), "{words:?}: {status}: {text}");
+    }
+    // What is found stays the answer: a schedule that breaks a rule, and nobody who reads how.
+    let broken = file(folder.path(), "broken.yaml", "makespan_ns: 1\nops: [[], [], [], []]\n").display().to_string();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_optpipe"));
+    let mut child = command
+        .args(["check", &problem, &broken])
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .expect("starts");
     drop(child.stdout.take());
-    let mut text = String::new();
-    child.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
-    let status = child.wait().expect("ends");
-    assert!(status.success() && text.is_empty(), "{status}: {text}");
+    assert_eq!(child.wait().expect("ends").code(), Some(1));
 }
