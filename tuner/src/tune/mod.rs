@@ -122,6 +122,7 @@ impl Tuning<'_> {
         if !rounds.is_empty() {
             self.progress.line(&format!("resuming after round {}", rounds.len()));
         }
+        self.mend(&rounds)?;
         let mut failure = None;
         let stop = loop {
             if let Some(stop) = stop_reason(self.job, rounds.iter().map(|done| &done.round)) {
@@ -201,6 +202,17 @@ impl Tuning<'_> {
             rounds.push(Done { round, problem, schedule: schedule.schedule, measured, times });
         }
         Ok(rounds)
+    }
+
+    /// Writes the best round's problem and schedule again, which a kill between the two left apart: a trainer may
+    /// read them while the tune goes on.
+    fn mend(&self, rounds: &[Done]) -> Result<()> {
+        let Some(best) = best(rounds) else { return Ok(()) };
+        for name in ["problem.yaml", "schedule.yaml"] {
+            let text = file::read_text(&self.folder.round(best.round.round, name))?;
+            file::write_text(&self.folder.path(name), &text).map_err(Error::write)?;
+        }
+        Ok(())
     }
 
     /// One round: problem, schedule, measurement, record, each written as soon as it is known.
