@@ -5,6 +5,7 @@ mod support;
 
 mod cache;
 mod cli;
+mod damage;
 mod disk;
 // A program with CUDA compute is linked against the whole driver, which the tests' stand-in is not.
 #[cfg(all(target_os = "linux", not(feature = "cuda")))]
