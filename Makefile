@@ -4,7 +4,7 @@ JOB ?= configs/jobs/quickstart.yaml
 OUT ?= runs/quickstart
 with_env = eval "$$(.ci/setup --env)" &&
 
-.PHONY: tune test build bench lint cuda check-cuda gpu-check setup
+.PHONY: tune test build bench lint fuzz deny sanitize cuda check-cuda gpu-check setup
 
 # On a machine with an NVIDIA driver it tunes with the build for GPUs; jobs say which backend they take.
 tune:
@@ -38,6 +38,20 @@ lint: setup
 	@$(with_env) cargo fmt --all --check
 	@$(with_env) cargo clippy --release --workspace --all-targets -- -D warnings
 	@$(with_env) RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+# Damages many files of every kind and many problems: readers, exports and solves must hold. About a minute.
+FUZZ_CASES ?= 16000
+fuzz: setup
+	@$(with_env) PROPTEST_CASES=$(FUZZ_CASES) cargo test --release --workspace --test main -- \
+		damaged_files_are_refused_or_used changed_problems_are_refused_or_solved
+
+# Licences, sources and advisories of what is built on.
+deny:
+	@.ci/deny
+
+# The unsafe code that hands out memory under AddressSanitizer, where there is a nightly toolchain.
+sanitize:
+	@.ci/sanitize
 
 # The build for GPUs, in target/cuda. It needs nvcc, which is installed from PyPI where there is none.
 cuda: setup
