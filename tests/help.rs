@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::{data, file, no_cache, optpipe, stderr, stdout, tiny_job};
 
 /// What `--help` lists under `Commands:`.
-fn commands() -> Vec<String> {
+pub(crate) fn commands() -> Vec<String> {
     let help = optpipe().arg("--help").output().expect("runs");
     let text = stdout(&help);
     let lines = text.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());

@@ -12,6 +12,7 @@ mod disk;
 mod gpus;
 mod help;
 mod hostile;
+mod outputs;
 mod rehearse;
 mod report;
 mod search;

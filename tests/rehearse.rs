@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::support::schema::{assert_fits, schema};
 use crate::support::{data, no_cache, optpipe, stderr, stdout, tiny_job};
 use assert_cmd::Command;
 
@@ -49,26 +50,6 @@ fn read(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).expect("written")).expect("JSON")
 }
 
-/// Every key of an object of the schema is there, and no other; lists and objects go on inside.
-fn assert_fits(schema: &serde_json::Value, root: &serde_json::Value, value: &serde_json::Value, at: &str) {
-    if let Some(name) = schema["$ref"].as_str() {
-        return assert_fits(&root["$defs"][name.trim_start_matches("#/$defs/")], root, value, at);
-    }
-    if let (Some(properties), Some(object)) = (schema["properties"].as_object(), value.as_object()) {
-        let keys = |x: &serde_json::Map<String, serde_json::Value>| x.keys().cloned().collect::<Vec<_>>();
-        let (mut expected, mut found) = (keys(properties), keys(object));
-        expected.sort();
-        found.sort();
-        assert_eq!(found, expected, "{at}");
-        for (key, value) in object {
-            assert_fits(&properties[key], root, value, &format!("{at}.{key}"));
-        }
-    } else if let Some(list) = value.as_array() {
-        assert!(!list.is_empty() || schema["items"].is_object(), "{at}");
-        list.iter().for_each(|value| assert_fits(&schema["items"], root, value, at));
-    }
-}
-
 #[test]
 fn a_rehearsal_is_reported_written_and_as_its_schema_says() {
     let solved = Solved::new("");
@@ -80,9 +61,8 @@ fn a_rehearsal_is_reported_written_and_as_its_schema_says() {
     }
     assert!(stderr(&output).contains("round 1: step "), "{}", stderr(&output));
     let written = read(&out);
-    let schema = optpipe().args(["schema", "rehearsed"]).output().expect("runs");
-    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).expect("JSON");
-    assert_fits(&schema, &schema, &written, "rehearsed");
+    let schema = schema("rehearsed");
+    assert_fits(&schema, &written);
     assert_eq!((&written["version"], &written["backend"], &written["steps"]), (&1.into(), &"cpu".into(), &1.into()));
     // Two devices, four microbatches; copies come on top.
     assert!(written["ops"].as_array().expect("a list").len() >= 2 * 4 * 3);
@@ -94,7 +74,7 @@ fn a_rehearsal_is_reported_written_and_as_its_schema_says() {
         solved.rehearse(&["--rounds", "1", "--steps", "1", "--json", "-q", "-o"]).arg(&yaml).output().expect("runs");
     assert!(output.status.success() && stderr(&output).is_empty(), "{}", stderr(&output));
     let printed: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_fits(&schema, &schema, &printed, "rehearsed");
+    assert_fits(&schema, &printed);
     let text = std::fs::read_to_string(&yaml).expect("written");
     // Drawn like a run.
     let output = optpipe()

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::problem::Problem;
 use crate::schedule::{OpKind, Schedule};
 
 /// What [`check`] found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// What breaks a rule, in words: the first [`MOST_VIOLATIONS`]. Empty: the schedule is legal.
     pub violations: Vec<String>,

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub(crate) mod schema;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;

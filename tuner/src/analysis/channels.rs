@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::OpKind;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::export::bars::Bars;
 
 /// What one channel carries in a step.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct ChannelLoad {
     /// Its number in the problem.
     pub channel: usize,

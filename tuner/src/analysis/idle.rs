@@ -1,6 +1,7 @@
 //! Where devices idle, and why.
 
 use optpipe_solver::problem::Problem;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::waits::{Cause, Waits};
@@ -11,7 +12,8 @@ use crate::export::bars::Bars;
 ///
 /// A device that waits for its neighbour is not asked what the neighbour waits for: that is the neighbour's
 /// own idle time, where it has any.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Idle {
     /// Before its first op. A device that computes nothing warms up all the time.
     pub warm_up_ns: i64,

@@ -7,6 +7,7 @@ use optpipe_solver::method::Method;
 use optpipe_solver::milp::MilpSize;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::solve::{Solution, SolveOptions, StopReason, solve};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::error::Result;
@@ -22,38 +23,52 @@ const METHODS: [(&str, Method); 4] = [
 ];
 
 /// One method after one budget.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct Row {
+    /// What ran, in words.
     method: &'static str,
+    /// The same, as `--method` of `optpipe solve` takes it.
     solver_method: Method,
+    /// The time that it had, s.
     budget_s: f64,
     /// Time that it took, s: less than the budget where the optimum was proven or nothing was left to do.
     solve_s: f64,
+    /// The makespan of the best schedule, ns.
     makespan_ns: i64,
-    /// The bound that this run proved.
+    /// The bound that this run proved, ns.
     bound_ns: i64,
     /// Of the makespan against that bound.
     gap: f64,
+    /// Why the run ended.
     stop: StopReason,
+    /// What the MILP did, where it ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     milp: Option<Milp>,
 }
 
 /// The MILP of a run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct Milp {
     /// The largest model solved.
     #[serde(flatten)]
     size: MilpSize,
+    /// Models solved.
     models: usize,
+    /// Nodes of the trees of all models.
     nodes: i64,
+    /// The best bound that the root of a tree gave, ns.
     root_bound_ns: Option<i64>,
 }
 
-#[derive(Serialize)]
-struct Comparison<'a> {
-    /// The best bound of all runs.
+/// What `--json` prints.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Budgets")]
+pub(super) struct Comparison<'a> {
+    /// The best bound of all runs, ns.
     bound_ns: i64,
+    /// One entry a method and budget.
     budgets: &'a [Row],
 }
 

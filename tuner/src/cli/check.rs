@@ -6,6 +6,7 @@ use optpipe_configs::file;
 use optpipe_solver::bound::lower_bound;
 use optpipe_solver::check::{Report, check};
 use optpipe_solver::problem::Problem;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::input;
@@ -30,12 +31,17 @@ pub(super) struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Facts<'a> {
+/// What `--json` prints.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct Facts<'a> {
+    /// Whether no rule is broken.
     legal: bool,
     #[serde(flatten)]
     report: &'a Report,
+    /// No schedule of the problem is shorter, ns.
     bound_ns: i64,
+    /// What each device may hold, bytes.
     capacity_bytes: &'a [i64],
 }
 

@@ -10,6 +10,7 @@ use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::Schedule;
 use optpipe_solver::solve::{SolveOptions, solve};
 use optpipe_solver::textbook;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 
@@ -52,32 +53,48 @@ pub(super) struct Args {
 }
 
 /// One method.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct Row {
+    /// Its name; `+ offload` where its order is completed by offloads.
     method: String,
     #[serde(flatten)]
     found: Option<Found>,
+    /// Time that it took, ns.
     solve_ns: u64,
+    /// Why it has no schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+/// The schedule of a method.
+#[derive(Debug, Serialize, JsonSchema)]
 struct Found {
+    /// Its makespan, ns.
     makespan_ns: i64,
     /// Against the best bound of all methods; absent where the schedule does not fit.
     gap: Option<f64>,
+    /// Share of the devices' time in which they do not compute.
     bubble: f64,
+    /// Peak of each device, `static` included.
     peak_bytes: Vec<u64>,
+    /// Whether no device holds more than it may.
     fits: bool,
+    /// Stage-microbatch pairs whose activations go to the host.
     offloaded: usize,
+    /// Their bytes.
     offloaded_bytes: u64,
 }
 
-#[derive(Serialize)]
-struct Comparison<'a> {
+/// What `--json` prints.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct Comparison<'a> {
+    /// The best bound of all methods, ns.
     bound_ns: i64,
+    /// What each device may hold.
     capacity_bytes: &'a [i64],
+    /// One entry a method, the textbook ones first.
     methods: &'a [Row],
 }
 

@@ -2,6 +2,7 @@
 
 use optpipe_configs::hardware::details::{Gpu, Software};
 use optpipe_profiler::calibrate::gpu::{self, Relation};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::gpus;
@@ -22,25 +23,39 @@ pub(super) struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Found {
+/// What `--json` prints.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Devices")]
+pub(super) struct Found {
+    /// Cores of the CPU backend.
     cpu_cores: usize,
+    /// Versions of what drives the GPUs, where there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     software: Option<Software>,
+    /// The GPUs.
     cuda: Vec<Gpu>,
+    /// Any two of them.
     pairs: Vec<Pair>,
+    /// What is not as it should be, in words.
     verdicts: Vec<String>,
+    /// Why there are no GPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
     cuda_missing: Option<String>,
 }
 
-#[derive(Serialize)]
+/// How two GPUs are connected.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct Pair {
+    /// Their numbers.
     devices: [usize; 2],
+    /// The nearest that they have in common.
     #[serde(skip_serializing_if = "Option::is_none")]
     common_ancestor: Option<String>,
+    /// Whether each can read the other's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_access: Option<bool>,
+    /// Why one of these is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown: Option<String>,
 }

@@ -8,6 +8,7 @@ use optpipe_kernels::backend::{self, Backend, BackendKind};
 use optpipe_kernels::cpu::{self, CpuBackend};
 use optpipe_kernels::cuda::compile::nvrtc_is_present;
 use optpipe_profiler::calibrate::gpu;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::cache::Cache;
@@ -28,7 +29,7 @@ pub(super) struct Args {
 }
 
 /// How something stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Status {
     /// As it should be.
@@ -39,12 +40,17 @@ enum Status {
     Attention,
 }
 
-/// What was looked at.
-#[derive(Debug, Serialize)]
-struct Finding {
+/// What was looked at; `--json` prints a list of these.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct Finding {
+    /// Its name.
     what: &'static str,
+    /// How it stands.
     status: Status,
+    /// What was found.
     found: String,
+    /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     advice: Option<String>,
 }

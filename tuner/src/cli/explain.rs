@@ -7,6 +7,7 @@ use optpipe_solver::bound::lower_bound;
 use optpipe_solver::check::{Report, check};
 use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::{OpKind, ScheduleFile};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::input;
@@ -32,30 +33,46 @@ pub(super) struct Args {
 }
 
 /// One device's part.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct DevicePart {
+    /// Its number.
     device: usize,
+    /// The stages that it holds.
     stages: Vec<usize>,
     /// Forwards before the first backward_input.
     forwards_ahead: usize,
     /// backward_weights that do not follow at once upon their backward_input.
     weights_later: usize,
+    /// Activations that it sends to the host.
     offloaded: usize,
+    /// Time that it computes, ns.
     busy_ns: i64,
+    /// The rest of the step, by cause.
     idle: Idle,
+    /// The most that it holds.
     peak_bytes: i64,
+    /// What it may hold.
     capacity_bytes: i64,
 }
 
-/// What there is to say.
-#[derive(Debug, Serialize)]
-struct Explanation {
+/// What there is to say, and what `--json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct Explanation {
+    /// What found the schedule, where the file says so.
     method: Option<String>,
+    /// Microbatches of a step.
     microbatches: usize,
+    /// How long the step takes, ns.
     makespan_ns: i64,
+    /// No schedule of the problem is shorter, ns.
     bound_ns: i64,
+    /// Share of the devices' time in which they do not compute.
     bubble: f64,
+    /// One entry a device.
     devices: Vec<DevicePart>,
+    /// The channels that carry copies.
     channels: Vec<ChannelLoad>,
     /// Time on the critical path by kind of op, ns.
     critical_path_ns: Vec<(OpKind, i64)>,

@@ -14,6 +14,7 @@ mod gpus;
 mod init;
 mod input;
 mod man;
+mod outputs;
 mod profile;
 mod rehearse;
 mod report;

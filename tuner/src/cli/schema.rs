@@ -1,30 +1,48 @@
 //! `optpipe schema`
 
-use clap::builder::PossibleValuesParser;
+use std::collections::BTreeMap;
 
+use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use schemars::Schema;
+
+use super::outputs::{self, Output};
 use crate::error::Result;
-use crate::readers::READERS;
+use crate::readers::{READERS, Reader};
 
-/// Print the JSON Schemas of the files that OptPipe reads and writes
+/// Print the JSON Schemas of the files that OptPipe reads and writes, and of what `--json` prints
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without a name: one JSON object with the schema of every kind of file.
+Without a name: one JSON object with all of them.
 
-Example:
-  optpipe schema job > job.schema.json")]
+Examples:
+  optpipe schema job > job.schema.json
+  optpipe schema output-solve      # what `optpipe solve --json` prints")]
 pub(super) struct Args {
-    /// One kind of file
-    #[arg(value_parser = PossibleValuesParser::new(READERS.iter().filter(|x| x.has_schema()).map(|x| x.name)))]
+    /// A kind of file, or `output-` and a command for what that prints with `--json`
+    #[arg(value_parser = PossibleValuesParser::new(names()))]
     kind: Option<String>,
 }
 
+/// What there are schemas of, files first.
+fn names() -> impl Iterator<Item = PossibleValue> {
+    let files = READERS.iter().filter(|reader| reader.has_schema()).map(|reader| PossibleValue::new(reader.name));
+    files.chain(Output::value_variants().iter().filter_map(ValueEnum::to_possible_value))
+}
+
+fn schema(name: &str) -> Option<Schema> {
+    let file = READERS.iter().find(|reader| reader.name == name).and_then(Reader::schema);
+    file.or_else(|| Output::from_str(name, false).ok().map(outputs::schema))
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
-    let schemas = READERS.iter().filter_map(|reader| Some((reader.name, reader.schema()?.to_value())));
     match &args.kind {
-        Some(kind) => {
-            let one = schemas.filter(|(name, _)| name == kind).map(|(_, schema)| schema).next();
-            super::emit_json(&one)
+        // The parser has seen to it that there is one.
+        Some(name) => super::emit_json(&schema(name)),
+        None => {
+            let names = names().map(|name| name.get_name().to_owned());
+            let all: BTreeMap<String, Option<Schema>> = names.map(|name| (name.clone(), schema(&name))).collect();
+            super::emit_json(&all)
         }
-        None => super::emit_json(&schemas.collect::<std::collections::BTreeMap<_, _>>()),
     }
 }

@@ -8,6 +8,7 @@ use optpipe_configs::hardware::Hardware;
 use optpipe_configs::job::Count;
 use optpipe_configs::model::Model;
 use optpipe_solver::schedule::ScheduleFile;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::input::{self, Opened};
@@ -142,14 +143,17 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 /// What `--json` prints.
-#[derive(Serialize)]
-struct Searched<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct Searched<'a> {
     /// What found the schedule.
     method: &'a str,
     gap: f64,
     proven: bool,
     #[serde(flatten)]
+    /// Its step over the bound of the chosen structure, less 1.
     report: &'a Report,
+    /// Whether it is proven optimal for that structure.
 }
 
 fn write(args: &Args, found: &Found, model: &Model) -> Result<()> {

@@ -27,6 +27,7 @@ use crate::sensitivity;
 use crate::summary::Predicted;
 use crate::text;
 use crate::tune::machine;
+pub(super) use report::Solved;
 use report::Found;
 
 /// Find the shortest schedule within each device's memory, with a bound

@@ -5,6 +5,7 @@ use std::path::Path;
 use optpipe_solver::milp::MilpStats;
 use optpipe_solver::objective::Objective;
 use optpipe_solver::solve::Solution;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Input;
@@ -26,34 +27,54 @@ pub(super) struct Found<'a> {
 }
 
 /// What `--json` prints.
-#[derive(Serialize)]
-pub(super) struct Solved<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(in crate::cli) struct Solved<'a> {
+    /// What the schedule was judged by.
     objective: Objective,
     makespan_ns: i64,
     period_ns: i64,
+    /// Its makespan, ns.
     bound_ns: i64,
+    /// Its period, ns: the longest span of a device.
     gap: f64,
+    /// The objective of no schedule is less, ns.
     proven: bool,
+    /// The objective over the bound, less 1.
     method: &'a str,
+    /// Whether the schedule is proven optimal.
     stop: &'a optpipe_solver::solve::StopReason,
+    /// What found it.
     bubble: f64,
+    /// Why the solve ended.
     peak_bytes: &'a [u64],
+    /// Share of the devices' time in which they do not compute.
     capacity_bytes: &'a [i64],
+    /// Peak of each device, `static` included.
     offloaded: usize,
+    /// What each device may hold.
     offloaded_bytes: u64,
+    /// Stage-microbatch pairs whose activations go to the host.
     #[serde(skip_serializing_if = "Option::is_none")]
+    /// Their bytes.
     layer_split: Option<&'a [usize]>,
+    /// Transformer blocks of each stage, where a job or a profile was solved.
     parts: &'a [optpipe_solver::solve::PartRecord],
     trace: &'a [optpipe_solver::solve::TracePoint],
+    /// What each part of the solver did.
     #[serde(skip_serializing_if = "Option::is_none")]
+    /// Makespan and bound over time.
     milp: Option<&'a MilpStats>,
+    /// What the MILP did, where it ran.
     /// What the cache of solved problems had.
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<Hit>,
     #[serde(skip_serializing_if = "Option::is_none")]
     noise: Option<&'a Robust>,
+    /// With `--noise`: how the candidates did.
     #[serde(skip_serializing_if = "Option::is_none")]
     sensitivity: Option<&'a Sensitivity>,
+    /// With `--sensitivity`: what more memory and bandwidth would be worth.
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<&'a Path>,
 }

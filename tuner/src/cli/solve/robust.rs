@@ -6,6 +6,7 @@ use std::time::Instant;
 use optpipe_solver::method::Method;
 use optpipe_solver::problem::Problem;
 use optpipe_solver::solve::{Event, Solution, SolveOptions, solve};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::error::Result;
@@ -21,21 +22,26 @@ const QUICK: f64 = 0.1;
 const REPLAYED: (f64, f64) = (0.1, 0.2);
 
 /// How the candidates did.
-#[derive(Debug, Serialize)]
-pub(super) struct Robust {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(in crate::cli) struct Robust {
     /// `profile`, or a percentage.
     source: String,
     /// Draws of all op times; none where the user stopped before the first one was replayed.
     draws: usize,
     /// The one that was chosen.
     chosen: usize,
+    /// The schedules that there were to choose from.
     candidates: Vec<Candidate>,
 }
 
-#[derive(Debug, Serialize)]
+/// A schedule that could be chosen.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct Candidate {
     /// What found the schedule.
     method: String,
+    /// The seed of its solve.
     seed: u64,
     /// Without noise, ns.
     makespan_ns: i64,
