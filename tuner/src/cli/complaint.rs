@@ -1,6 +1,5 @@
 //! How an error looks on stderr: what is wrong, the line that is to blame with a mark below, and what to do.
 
-use std::env;
 use std::io::IsTerminal;
 use std::ops::Range;
 
@@ -17,9 +16,7 @@ const LONGEST_LINE: usize = 300;
 
 /// The error as text, with colours and frames where a terminal shows it.
 pub(super) fn text(error: &Error) -> String {
-    let terminal = std::io::stderr().is_terminal();
-    let coloured = terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    render(error, terminal, coloured)
+    render(error, std::io::stderr().is_terminal(), super::coloured())
 }
 
 fn render(error: &Error, framed: bool, coloured: bool) -> String {

@@ -24,7 +24,7 @@ mod search;
 mod solve;
 mod tune;
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -78,7 +78,8 @@ pub fn main() -> ExitCode {
         return failed(&Error::failed(e.to_string()));
     }
     let filter = EnvFilter::try_from_env("OPTPIPE_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    log.with_writer(std::io::stderr).with_ansi(coloured()).init();
     // Clap itself prints help to stdout with code 0 and unusable arguments to stderr with code 2.
     let outcome = match Cli::parse().command {
         Command::Init(args) => init::run(&args),
@@ -112,6 +113,11 @@ fn failed(error: &Error) -> ExitCode {
     // Where even stderr is closed only the exit code is left to say so.
     let _ = std::io::stderr().write_all(complaint::text(error).as_bytes());
     ExitCode::from(error.exit_code())
+}
+
+/// Whether stderr shows colours: on a terminal, unless NO_COLOR says otherwise (<https://no-color.org>).
+fn coloured() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Prints data on stdout. A reader that has gone away, as `head` does, is no failure.
