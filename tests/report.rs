@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{data, optpipe, stderr, stdout, tiny_job};
+use crate::support::{data, file, optpipe, stderr, stdout, tiny_job};
 
 /// A finished tune of the tiny model.
 fn tuned(folder: &Path) -> std::path::PathBuf {
@@ -23,7 +23,8 @@ fn a_report_is_made_again_from_the_files_and_elsewhere() {
     let elsewhere = folder.path().join("page.html");
     let output = optpipe().arg("report").arg(&out).arg("-o").arg(&elsewhere).output().expect("runs");
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(stdout(&output).contains("page.html"));
+    assert!(stderr(&output).contains("wrote ") && stderr(&output).contains("page.html"));
+    assert!(stdout(&output).is_empty(), "the page is in its file");
     assert_eq!(std::fs::read_to_string(&elsewhere).expect("a page"), written, "the same files make the same page");
 
     // Without what takes solving it says how to get that; with it, the limit asked for.
@@ -35,6 +36,46 @@ fn a_report_is_made_again_from_the_files_and_elsewhere() {
     assert!(solved.is_ok_and(|output| output.status.success()));
     let with = std::fs::read_to_string(out.join("report.html")).expect("a page");
     assert!(with.contains("at most 60.0 ms each"), "says which limit was used");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_browser_is_started_and_not_waited_for() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let out = tuned(folder.path());
+    let shown = folder.path().join("shown");
+    let opener = |script: &str| {
+        let path = file(folder.path(), "xdg-open", &format!("#!/bin/sh\n{script}\n"));
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a mode");
+    };
+    let report = |path: &str| {
+        let mut report = optpipe();
+        report.arg("report").arg(&out).arg("--open").env("PATH", path).env("SHOWN", &shown);
+        report.output().expect("runs")
+    };
+    let path = format!("{}:/usr/bin:/bin", folder.path().display());
+    // It shows its page for as long as the user looks at it.
+    opener("echo $$ $1 >$SHOWN.new; mv $SHOWN.new $SHOWN; exec sleep 600");
+    let output = report(&path);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let begun = std::time::Instant::now();
+    while !shown.exists() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "the opener was not started");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let said = std::fs::read_to_string(&shown).expect("text");
+    let (browser, page) = said.trim().split_once(' ').expect("two words");
+    assert_eq!(Path::new(page), out.join("report.html"));
+    // That a signal reaches it says that it still runs.
+    let ended = std::process::Command::new("kill").arg(browser).status();
+    assert!(ended.is_ok_and(|status| status.success()), "the browser was waited for");
+
+    opener("exit 3");
+    for path in [path.as_str(), "/nowhere"] {
+        let output = report(path);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("hint: open the file"), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -82,7 +82,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.json {
         super::emit_json(&hardware)?
     } else {
-        super::emit(&report(&hardware, args))?
+        super::emit(&report(&hardware))?
+    }
+    if let Some(path) = &args.output {
+        super::wrote(args.quiet, path.display());
     }
     intact(&hardware)
 }
@@ -150,7 +153,7 @@ fn intact(hardware: &Hardware) -> Result<()> {
     }
 }
 
-fn report(hardware: &Hardware, args: &Args) -> String {
+fn report(hardware: &Hardware) -> String {
     let links: [(&str, Option<&Link>); 7] = [
         ("offload alone", Some(&hardware.offload)),
         ("reload alone", Some(&hardware.reload)),
@@ -192,9 +195,6 @@ fn report(hardware: &Hardware, args: &Args) -> String {
         hardware.clock,
         text::duration(hardware.cost_ns as i64)
     ));
-    if let Some(path) = &args.output {
-        lines.push(format!("wrote {}", path.display()));
-    }
     lines.join("\n")
 }
 

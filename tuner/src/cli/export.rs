@@ -137,7 +137,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
         }
         Some(path) => {
             file::write_text(path, &text).map_err(Error::write)?;
-            super::emit(&format!("wrote {}", path.display()))
+            super::wrote(false, path.display());
+            Ok(())
         }
         None => super::emit(&text),
     }
@@ -175,5 +176,6 @@ fn write_folder(folder: &Path, files: &[(PathBuf, String)]) -> Result<()> {
             .map_err(|e| Error::failed(format!("cannot make the folder {}: {e}", parent.display())))?;
         file::write_text(&path, text).map_err(Error::write)?;
     }
-    super::emit(&format!("wrote {} files to {}", files.len(), folder.display()))
+    super::wrote(false, format_args!("{} files to {}", files.len(), folder.display()));
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use optpipe_configs::file;
-use optpipe_configs::job::Job;
+use optpipe_configs::job::{Batch, Job};
 use optpipe_configs::model::Model;
 
 use crate::error::{Error, Result};
@@ -27,8 +27,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    Model::read(&args.model, args.output.parent())?;
-    let text = Job::template(&args.model);
+    let model = Model::read(&args.model, args.output.parent())?;
+    let text = short_enough(Job::template(&args.model), model.max_positions);
     if args.output.as_os_str() == "-" {
         return super::emit(&text);
     }
@@ -37,5 +37,19 @@ pub(super) fn run(args: &Args) -> Result<()> {
             .hint("--force overwrites it, -o chooses another name"));
     }
     file::write_text(&args.output, &text).map_err(Error::write)?;
-    super::emit(&format!("wrote {}", args.output.display()))
+    super::wrote(false, args.output.display());
+    Ok(())
+}
+
+/// The job with sequences that the model has positions for: the default is too long for small ones.
+fn short_enough(text: String, positions: usize) -> String {
+    let default = Batch::default().sequence_length;
+    if positions >= default {
+        return text;
+    }
+    let line = format!("  sequence_length: {default}\n");
+    text.replace(
+        &line,
+        &format!("  # (Left out, {default}: this model has fewer positions.)\n  sequence_length: {positions}\n"),
+    )
 }

@@ -35,8 +35,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let mut page = Vec::new();
         Man::new(command).title(title.to_uppercase()).render(&mut page).map_err(failed)?;
         let text = String::from_utf8(page).map_err(|e| Error::failed(e.to_string()))?;
-        file::write_text(&args.output.join(&name), &text).map_err(Error::write)?;
-        super::emit(&args.output.join(&name).display().to_string())?;
+        let path = args.output.join(&name);
+        file::write_text(&path, &text).map_err(Error::write)?;
+        super::wrote(false, path.display());
     }
     Ok(())
 }

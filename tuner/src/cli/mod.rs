@@ -120,6 +120,14 @@ fn coloured() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// Says on stderr what was written: stdout is for data.
+fn wrote(quiet: bool, what: impl std::fmt::Display) {
+    if !quiet {
+        // Where stderr is closed nobody wants to know.
+        let _ = writeln!(std::io::stderr(), "wrote {what}");
+    }
+}
+
 /// Prints data on stdout. A reader that has gone away, as `head` does, is no failure.
 fn emit(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();

@@ -63,10 +63,18 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.output {
         file::write(path, &profile).map_err(Error::write)?;
     }
-    if args.json { super::emit_json(&profile) } else { super::emit(&report(&profile, args)) }
+    if args.json {
+        super::emit_json(&profile)?
+    } else {
+        super::emit(&report(&profile))?
+    }
+    if let Some(path) = &args.output {
+        super::wrote(args.quiet, path.display());
+    }
+    Ok(())
 }
 
-fn report(profile: &Profile, args: &Args) -> String {
+fn report(profile: &Profile) -> String {
     let time = |sample: &Sample| {
         let mark = if sample.stable { "" } else { " ?" };
         format!("{} ±{}{mark}", text::duration(sample.median_ns as i64), text::duration(sample.mad_ns as i64))
@@ -100,7 +108,7 @@ fn report(profile: &Profile, args: &Args) -> String {
         "workspace",
         "parameters",
     ];
-    let mut lines = vec![
+    let lines = [
         table::table(heading, rows.collect()).to_string(),
         format!(
             "{}, {}, {} x {} tokens a microbatch; backend {}, clock {}, took {}",
@@ -113,8 +121,5 @@ fn report(profile: &Profile, args: &Args) -> String {
             text::duration(profile.cost_ns as i64)
         ),
     ];
-    if let Some(path) = &args.output {
-        lines.push(format!("wrote {}", path.display()));
-    }
     lines.join("\n")
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use optpipe_configs::file;
 use optpipe_solver::solve::SolveOptions;
@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let page = report::html(&run)?;
     let path = args.output.clone().unwrap_or_else(|| args.run_dir.join("report.html"));
     file::write_text(&path, &page).map_err(Error::write)?;
-    super::emit(&format!("wrote {}", path.display()))?;
+    super::wrote(args.quiet, path.display());
     if args.open { open(&path) } else { Ok(()) }
 }
 
@@ -67,14 +67,30 @@ fn solve(args: &Args, run: &Run) -> Result<SensitivityFile> {
     Ok(found)
 }
 
-/// Shows a file in the user's browser.
+/// So long an opener may take to say that it cannot.
+const OPENING: Duration = Duration::from_millis(500);
+
+/// Shows a file in the user's browser. An opener may be the browser itself, which runs on: it is not waited for, and
+/// Ctrl-C is not for it.
 fn open(path: &Path) -> Result<()> {
     let opener = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
-    let opened =
-        Command::new(opener).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    match opened {
-        Ok(status) if status.success() => Ok(()),
-        Ok(_) | Err(_) => Err(Error::failed(format!("cannot show {}: `{opener}` failed", path.display()))
-            .hint("open the file in a browser yourself")),
+    let failed = |why: &dyn std::fmt::Display| {
+        Error::failed(format!("cannot show {}: `{opener}`: {why}", path.display()))
+            .hint("open the file in a browser yourself")
+    };
+    let mut command = Command::new(opener);
+    command.arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command.spawn().map_err(|e| failed(&e))?;
+    let begun = Instant::now();
+    while begun.elapsed() < OPENING {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => break,
+            Ok(Some(status)) => return Err(failed(&status)),
+            Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+            Err(e) => return Err(failed(&e)),
+        }
     }
+    Ok(())
 }

@@ -134,7 +134,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let Found { solution, report, .. } = &found;
         super::emit_json(&Searched { method: &solution.method, gap: solution.gap(), proven: solution.proven, report })?;
     } else {
-        super::emit(&summary(args, &found))?;
+        super::emit(&summary(&found))?;
+    }
+    for path in [&args.output, &args.problem_out, &args.job_out].into_iter().flatten() {
+        super::wrote(args.quiet, path.display());
     }
     if cancel.load(std::sync::atomic::Ordering::SeqCst) {
         return Err(Error::Interrupted(": this is the best so far".to_owned()));
@@ -148,12 +151,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
 pub(super) struct Searched<'a> {
     /// What found the schedule.
     method: &'a str,
+    /// Its step over the bound of the chosen structure, less 1.
     gap: f64,
+    /// Whether it is proven optimal for that structure.
     proven: bool,
     #[serde(flatten)]
-    /// Its step over the bound of the chosen structure, less 1.
     report: &'a Report,
-    /// Whether it is proven optimal for that structure.
 }
 
 fn write(args: &Args, found: &Found, model: &Model) -> Result<()> {
@@ -197,7 +200,7 @@ fn model_is_preset(name: &str) -> bool {
 /// Structures in the table.
 const SHOWN: usize = 12;
 
-fn summary(args: &Args, found: &Found) -> String {
+fn summary(found: &Found) -> String {
     let Found { plan, solution, report, .. } = found;
     let mut lines = vec![
         report.text(SHOWN),
@@ -213,7 +216,5 @@ fn summary(args: &Args, found: &Found) -> String {
         let label = if s == 0 { "split" } else { "" };
         lines.push(format!("{label:<10} stage {s} on device {}: {}", stage.device, stage.layers));
     }
-    let written = [&args.output, &args.problem_out, &args.job_out];
-    lines.extend(written.into_iter().flatten().map(|path| format!("wrote      {}", path.display())));
     lines.join("\n")
 }

@@ -27,8 +27,8 @@ use crate::sensitivity;
 use crate::summary::Predicted;
 use crate::text;
 use crate::tune::machine;
-pub(super) use report::Solved;
 use report::Found;
+pub(super) use report::Solved;
 
 /// Find the shortest schedule within each device's memory, with a bound
 #[derive(Debug, clap::Args)]
@@ -211,11 +211,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         sensitivity: sensitivity.as_ref(),
         written: args.output.as_deref(),
     };
-    if args.json {
-        super::emit_json(&found.json())?
-    } else {
-        super::emit(&found.text())?
-    }
+    found.emit(args)?;
     if cancel.load(std::sync::atomic::Ordering::SeqCst) {
         return Err(Error::Interrupted(": this is the best so far".to_owned()));
     }

@@ -8,9 +8,11 @@ use optpipe_solver::solve::Solution;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::Input;
 use super::robust::Robust;
+use super::{Args, Input};
 use crate::cache::Hit;
+use crate::cli;
+use crate::error::Result;
 use crate::sensitivity::Sensitivity;
 use crate::summary::Predicted;
 use crate::text;
@@ -32,56 +34,70 @@ pub(super) struct Found<'a> {
 pub(in crate::cli) struct Solved<'a> {
     /// What the schedule was judged by.
     objective: Objective,
-    makespan_ns: i64,
-    period_ns: i64,
     /// Its makespan, ns.
-    bound_ns: i64,
+    makespan_ns: i64,
     /// Its period, ns: the longest span of a device.
-    gap: f64,
+    period_ns: i64,
     /// The objective of no schedule is less, ns.
-    proven: bool,
+    bound_ns: i64,
     /// The objective over the bound, less 1.
-    method: &'a str,
+    gap: f64,
     /// Whether the schedule is proven optimal.
-    stop: &'a optpipe_solver::solve::StopReason,
+    proven: bool,
     /// What found it.
-    bubble: f64,
+    method: &'a str,
     /// Why the solve ended.
-    peak_bytes: &'a [u64],
+    stop: &'a optpipe_solver::solve::StopReason,
     /// Share of the devices' time in which they do not compute.
-    capacity_bytes: &'a [i64],
+    bubble: f64,
     /// Peak of each device, `static` included.
-    offloaded: usize,
+    peak_bytes: &'a [u64],
     /// What each device may hold.
-    offloaded_bytes: u64,
+    capacity_bytes: &'a [i64],
     /// Stage-microbatch pairs whose activations go to the host.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    offloaded: usize,
     /// Their bytes.
-    layer_split: Option<&'a [usize]>,
+    offloaded_bytes: u64,
     /// Transformer blocks of each stage, where a job or a profile was solved.
-    parts: &'a [optpipe_solver::solve::PartRecord],
-    trace: &'a [optpipe_solver::solve::TracePoint],
-    /// What each part of the solver did.
     #[serde(skip_serializing_if = "Option::is_none")]
+    layer_split: Option<&'a [usize]>,
+    /// What each part of the solver did.
+    parts: &'a [optpipe_solver::solve::PartRecord],
     /// Makespan and bound over time.
-    milp: Option<&'a MilpStats>,
+    trace: &'a [optpipe_solver::solve::TracePoint],
     /// What the MILP did, where it ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    milp: Option<&'a MilpStats>,
     /// What the cache of solved problems had.
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<Hit>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    noise: Option<&'a Robust>,
     /// With `--noise`: how the candidates did.
     #[serde(skip_serializing_if = "Option::is_none")]
-    sensitivity: Option<&'a Sensitivity>,
+    noise: Option<&'a Robust>,
     /// With `--sensitivity`: what more memory and bandwidth would be worth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sensitivity: Option<&'a Sensitivity>,
+    /// Where the schedule was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<&'a Path>,
 }
 
 impl Found<'_> {
+    /// Prints it.
+    pub(super) fn emit(&self, args: &Args) -> Result<()> {
+        if args.json {
+            cli::emit_json(&self.json())?
+        } else {
+            cli::emit(&self.text())?
+        }
+        if let Some(path) = self.written {
+            cli::wrote(args.quiet, path.display());
+        }
+        Ok(())
+    }
+
     /// For `--json`.
-    pub(super) fn json(&self) -> Solved<'_> {
+    fn json(&self) -> Solved<'_> {
         let Found { input, solution, predicted, .. } = self;
         Solved {
             objective: solution.objective,
@@ -109,7 +125,7 @@ impl Found<'_> {
     }
 
     /// For people.
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         let Found { input, solution, predicted, .. } = self;
         let problem = &input.problem;
         let mut lines = vec![
@@ -155,9 +171,6 @@ impl Found<'_> {
         if let Some(sensitivity) = self.sensitivity {
             let label = |i: usize| if i == 0 { "worth" } else { "" };
             lines.extend(sensitivity.changes.iter().enumerate().map(|(i, worth)| format!("{:<10} {worth}", label(i))));
-        }
-        if let Some(path) = self.written {
-            lines.push(format!("wrote      {}", path.display()));
         }
         lines.join("\n")
     }

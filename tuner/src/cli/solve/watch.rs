@@ -54,5 +54,5 @@ pub(super) fn run(
         sensitivity: None,
         written: args.output.as_deref(),
     };
-    if args.json { super::super::emit_json(&found.json()) } else { super::super::emit(&found.text()) }
+    found.emit(args)
 }
