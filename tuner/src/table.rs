@@ -1,19 +1,78 @@
 //! Tables for a terminal.
 
+use std::fmt;
+
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width};
 
 use crate::summary::{Outcome, Summary};
 use crate::text;
 
+/// A table as it is shown: in one part, or in several with the first column repeated where it is too wide.
+#[derive(Debug, Clone)]
+pub struct Table(Vec<comfy_table::Table>);
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&text::joined(&self.0, "\n"))
+    }
+}
+
+/// Columns of the terminal that stdout is; `None` elsewhere, where nothing has to fit.
+pub fn terminal_width() -> Option<usize> {
+    comfy_table::Table::new().width().map(usize::from)
+}
+
 /// A table with a heading; all columns but the first are numbers, aligned right.
 pub fn table<S: Into<String>>(heading: impl IntoIterator<Item = S>, rows: Vec<Vec<String>>) -> Table {
-    let mut table = Table::new();
+    let heading: Vec<String> = heading.into_iter().map(Into::into).collect();
+    laid_out(&heading, &rows, terminal_width())
+}
+
+/// What a column has beside its text: a space on each side, and a line.
+const AROUND: usize = 3;
+
+/// Headings, and what is in the first column, are broken between words where they have to be, numbers never are.
+fn laid_out(heading: &[String], rows: &[Vec<String>], width: Option<usize>) -> Table {
+    let longest = |cell: &str, of: fn(char) -> bool| cell.split(of).map(|part| part.chars().count()).max().unwrap_or(0);
+    let needed = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        let of: fn(char) -> bool = if column == 0 { char::is_whitespace } else { |c| c == '\n' };
+        cells.map(|cell| longest(cell, of)).max().unwrap_or(0).max(longest(&heading[column], char::is_whitespace))
+    };
+    let needed: Vec<usize> = (0..heading.len()).map(needed).collect();
+    let mut parts: Vec<Vec<usize>> = Vec::new();
+    let total = |part: &[usize]| 1 + part.iter().map(|&column| needed[column] + AROUND).sum::<usize>();
+    for (column, &more) in needed.iter().enumerate().skip(1) {
+        match parts.last_mut() {
+            Some(part) if width.is_none_or(|width| total(part) + more + AROUND <= width) => part.push(column),
+            _ => parts.push(vec![0, column]),
+        }
+    }
+    Table(parts.iter().map(|part| drawn(heading, rows, part, &needed, width)).collect())
+}
+
+fn drawn(
+    heading: &[String],
+    rows: &[Vec<String>],
+    part: &[usize],
+    needed: &[usize],
+    width: Option<usize>,
+) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(heading.into_iter().map(Into::into));
-    table.add_rows(rows);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
+    if let Some(width) = width {
+        table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
+    }
+    let cells = |row: &[String]| part.iter().map(|&i| row.get(i).cloned().unwrap_or_default()).collect::<Vec<_>>();
+    table.set_header(cells(heading));
+    table.add_rows(rows.iter().map(|row| cells(row)));
+    for (i, column) in table.column_iter_mut().enumerate() {
+        if i > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let least = u16::try_from(needed[part[i]] + AROUND - 1).unwrap_or(u16::MAX);
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least)));
     }
     table
 }
@@ -105,4 +164,31 @@ pub fn round_cells(summary: &Summary) -> (Vec<String>, Vec<Vec<String>>) {
     let heading =
         ["round", "predicted", "measured", "measured / predicted", "gain", "gap to bound", "offloaded", "found by"];
     (heading.map(str::to_owned).to_vec(), rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(width: Option<usize>) -> String {
+        let heading = ["method", "makespan", "gap", "largest peak", "solve time"].map(str::to_owned);
+        let row = |method: &str| [method, "217 ms", "< 0.1 %", "1.27 GiB", "48.1 ms"].map(str::to_owned).to_vec();
+        laid_out(&heading, &[row("adaptive-offload"), row("interleaved 1F1B")], width).to_string()
+    }
+
+    #[test]
+    fn what_is_too_wide_is_broken_between_words_or_continued_below() {
+        let lines = |width: usize| shown(Some(width)).lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        assert_eq!(shown(None), shown(Some(500)), "where there is room nothing is broken");
+        for width in [40, 50, 60, 75] {
+            let text = shown(Some(width));
+            assert!(lines(width) <= width, "{width}:\n{text}");
+            for words in ["adaptive-offload", "interleaved", "217 ms", "< 0.1 %", "1.27 GiB", "48.1 ms", "makespan"] {
+                assert!(text.contains(words), "{words} at {width}:\n{text}");
+            }
+        }
+        assert_eq!(shown(Some(40)).matches("method").count(), 4, "{}", shown(Some(40)));
+        // Not even one column fits: it is broken somewhere, but shown.
+        assert!(shown(Some(10)).contains('m'));
+    }
 }

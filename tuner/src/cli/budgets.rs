@@ -112,7 +112,7 @@ pub(super) fn run(
     if json {
         super::emit_json(&Comparison { bound_ns, budgets: &rows })
     } else {
-        super::emit(&report(&rows, bound_ns))
+        super::emit_words(&report(&rows, bound_ns))
     }
 }
 

@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.json {
         super::emit_json(&hardware)?
     } else {
-        super::emit(&report(&hardware))?
+        super::emit_words(&report(&hardware))?
     }
     if let Some(path) = &args.output {
         super::wrote(args.quiet, path.display());

@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             capacity_bytes: &problem.bytes.capacity,
         })?;
     } else if report.is_legal() {
-        super::emit(&facts(&problem, &report, bound_ns))?;
+        super::emit_words(&facts(&problem, &report, bound_ns))?;
     } else {
         super::emit(&report.violations.join("\n"))?;
     }

@@ -151,7 +151,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.json {
         super::emit_json(&Comparison { bound_ns, capacity_bytes: &problem.bytes.capacity, methods: &rows })?;
     } else {
-        super::emit(&report(&rows, bound_ns))?;
+        super::emit_words(&report(&rows, bound_ns))?;
     }
     if cancel.load(Ordering::SeqCst) {
         return Err(Error::Interrupted(": not every method was run".to_owned()));

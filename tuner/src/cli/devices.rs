@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             Found { cpu_cores, software: None, cuda: Vec::new(), pairs: Vec::new(), verdicts: Vec::new(), cuda_missing }
         }
     };
-    if args.json { super::emit_json(&found) } else { super::emit(&lines.join("\n")) }
+    if args.json { super::emit_json(&found) } else { super::emit_words(&lines.join("\n")) }
 }
 
 fn pair(relation: &Relation) -> Pair {

@@ -91,7 +91,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         lines.push(format!("{mark}  {what}: {found}"));
         lines.extend(advice.iter().map(|advice| format!("           {advice}")));
     }
-    super::emit(&lines.join("\n"))
+    super::emit_words(&lines.join("\n"))
 }
 
 /// What else runs, from the text of /proc/loadavg.

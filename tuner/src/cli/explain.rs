@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let bars = Bars::predicted(&problem, &schedule.schedule).map_err(|e| Error::failed(e.to_string()))?;
     let explanation = explain(&problem, &schedule, &report, &bars);
-    if args.json { super::emit_json(&explanation) } else { super::emit(&words(&explanation)) }
+    if args.json { super::emit_json(&explanation) } else { super::emit_words(&words(&explanation)) }
 }
 
 fn explain(problem: &Problem, file: &ScheduleFile, report: &Report, bars: &Bars) -> Explanation {

@@ -141,6 +141,11 @@ fn emit(text: &str) -> Result<()> {
     }
 }
 
+/// Prints text for people on stdout, as wide as a terminal is.
+fn emit_words(words: &str) -> Result<()> {
+    emit(&crate::text::wrapped(words, crate::table::terminal_width()))
+}
+
 /// Prints a value as JSON on stdout.
 fn emit_json<T: Serialize>(value: &T) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::failed(format!("cannot write JSON: {e}")))?;

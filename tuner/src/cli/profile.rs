@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.json {
         super::emit_json(&profile)?
     } else {
-        super::emit(&report(&profile))?
+        super::emit_words(&report(&profile))?
     }
     if let Some(path) = &args.output {
         super::wrote(args.quiet, path.display());

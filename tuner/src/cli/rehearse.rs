@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.measure.json {
         super::emit_json(&rehearsed)?;
     } else {
-        super::emit(&report(&rehearsed, problem))?;
+        super::emit_words(&report(&rehearsed, problem))?;
     }
     if rehearsed.interrupted {
         let count = rehearsed.rounds.len();

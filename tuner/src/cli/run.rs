@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     } else {
         let tokens = crate::tune::tokens_per_step(job);
         let predicted = Predicted::of(problem, schedule, tokens);
-        super::emit(&report(&measured, &predicted, &Observed::of(&measured, problem.devices, tokens), problem))?;
+        super::emit_words(&report(&measured, &predicted, &Observed::of(&measured, problem.devices, tokens), problem))?;
     }
     if cancel.load(Ordering::SeqCst) {
         return Err(Error::Interrupted(String::new()));

@@ -134,7 +134,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let Found { solution, report, .. } = &found;
         super::emit_json(&Searched { method: &solution.method, gap: solution.gap(), proven: solution.proven, report })?;
     } else {
-        super::emit(&summary(&found))?;
+        super::emit_words(&summary(&found))?;
     }
     for path in [&args.output, &args.problem_out, &args.job_out].into_iter().flatten() {
         super::wrote(args.quiet, path.display());

@@ -90,7 +90,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.json {
         super::emit_json(&summary)?;
     } else {
-        super::emit(&report(&summary, &folder))?;
+        super::emit_words(&report(&summary, &folder))?;
     }
     match summary.stop {
         StopReason::Interrupted => Err(Error::Interrupted(format!(

@@ -88,7 +88,7 @@ impl Found<'_> {
         if args.json {
             cli::emit_json(&self.json())?
         } else {
-            cli::emit(&self.text())?
+            cli::emit_words(&self.text())?
         }
         if let Some(path) = self.written {
             cli::wrote(args.quiet, path.display());
