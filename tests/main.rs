@@ -16,4 +16,5 @@ mod outputs;
 mod rehearse;
 mod report;
 mod search;
+mod terminal;
 mod tune;

@@ -96,7 +96,7 @@ pub(super) fn run(
             let (solution, solve_s) = match ended {
                 Some(ended) => ended,
                 None => {
-                    progress.phase(&format!("{name}, {}", text::duration(budget.as_nanos() as i64)));
+                    progress.phase_within(&format!("{name}, {}", text::duration(budget.as_nanos() as i64)), budget);
                     let begun = std::time::Instant::now();
                     let options = SolveOptions { method, time_limit: budget, seed, ..SolveOptions::default() };
                     let solution = solve(problem, &options, &mut |_| {}, cancel)?;

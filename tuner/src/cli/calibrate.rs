@@ -107,8 +107,9 @@ fn measured(args: &Args, progress: &Progress, cancel: &AtomicBool) -> Result<Har
             local::calibrate(&*backend, progress, cancel)
         }
         BackendKind::Cuda => {
-            progress.phase("calibrating: opening the devices");
-            local::calibrate_gpus(devices, &options(args)?, progress, cancel)
+            let options = options(args)?;
+            progress.phase_within("calibrating: opening the devices", options.budget);
+            local::calibrate_gpus(devices, &options, progress, cancel)
         }
     }
 }

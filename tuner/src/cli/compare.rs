@@ -113,11 +113,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let mut bound_ns = lower_bound(&problem);
     let mut rows = Vec::new();
-    for method in Method::ALL {
+    for (done, method) in Method::ALL.into_iter().enumerate() {
         if cancel.load(Ordering::SeqCst) {
             break;
         }
-        progress.phase(&format!("solving with {method}"));
+        let searching = Method::ALL[done..].iter().filter(|method| takes_all(**method)).count();
+        progress.left_in_all(Some(args.time_limit.saturating_mul(u32::try_from(searching).unwrap_or(u32::MAX))));
+        let name = format!("solving with {method}, {} of {}", done + 1, Method::ALL.len());
+        progress.phase_within(&name, args.time_limit);
         let mut fits = false;
         if method.is_textbook() {
             let started = Instant::now();
@@ -157,6 +160,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         return Err(Error::Interrupted(": not every method was run".to_owned()));
     }
     Ok(())
+}
+
+/// Whether a method goes on for as long as it may; the others are done at once, or nearly.
+fn takes_all(method: Method) -> bool {
+    matches!(method, Method::Search | Method::Milp | Method::Auto)
 }
 
 fn nanoseconds(since: Instant) -> u64 {

@@ -1,6 +1,7 @@
 //! `optpipe rehearse`
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::builder::RangedU64ValueParser;
 use optpipe_configs::file;
@@ -73,7 +74,18 @@ pub(super) fn run(args: &Args) -> Result<()> {
         enforce: !args.measure.no_limit,
     };
     let options = RehearseOptions { rounds: args.rounds, tolerance: args.tolerance };
-    let mut on_progress = |at: RehearseProgress| tell(&progress, problem.devices, at);
+    let mut begun = None;
+    let mut on_progress = |at: RehearseProgress| {
+        if let RehearseProgress::Device { round, device, .. } = at {
+            let done = (round - 1) * problem.devices + device;
+            let begun = *begun.get_or_insert_with(Instant::now);
+            if let Ok(count @ 1..) = u32::try_from(done) {
+                let more = u32::try_from(args.rounds.saturating_mul(problem.devices) - done).unwrap_or(u32::MAX);
+                progress.left_in_all(Some((begun.elapsed() / count).saturating_mul(more)));
+            }
+        }
+        tell(&progress, args.rounds, problem.devices, at);
+    };
     let rehearsed = local::rehearse(job, model, &running, &options, &mut on_progress, cancel)?;
     progress.done();
     if let Some(path) = &args.output {
@@ -92,11 +104,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn tell(progress: &Progress, devices: usize, at: RehearseProgress) {
+fn tell(progress: &Progress, rounds: usize, devices: usize, at: RehearseProgress) {
     match at {
         RehearseProgress::Recording => progress.phase("recording what the stages send to each other"),
         RehearseProgress::Device { round, device, step_ns } => progress.phase(&format!(
-            "round {round}: device {device} of {devices}, step {} so far",
+            "round {round} of at most {rounds}: device {device} of {devices}, step {} so far",
             text::duration(step_ns as i64)
         )),
         RehearseProgress::Round { round, step_ns, largest_change_ns } => progress.line(&format!(

@@ -46,8 +46,9 @@ impl Search<'_> {
         let mut before: Option<Best> = None;
         let mut at_own: Option<Best> = None;
         for (done, capacity) in capacities.iter().enumerate() {
-            self.progress.phase(&format!("memory-time front: point {} of {}", done + 1, capacities.len()));
             let left = deadline.saturating_duration_since(Instant::now());
+            let text = format!("memory-time front: point {} of {}", done + 1, capacities.len());
+            self.progress.phase_within(&text, left);
             let share = left / u32::try_from(capacities.len() - done).unwrap_or(u32::MAX);
             // What the search itself found takes part wherever it fits.
             let known = [before.as_ref().map(|best| (best.candidate, &best.solution)), found(candidates, chosen)];

@@ -21,8 +21,9 @@ const HALVED: f64 = 0.35;
 impl Search<'_> {
     /// Solves candidates until one is the best; those cut or dropped say so in their `fate`.
     pub(super) fn halve(&self, candidates: &mut [Candidate], begun: Instant, time: Duration) -> Result<()> {
-        self.progress.phase("structures: bounds and first schedules");
         let until = |share: f64| begun + time.mul_f64(share);
+        let time_to = |share: f64| until(share).saturating_duration_since(Instant::now());
+        self.progress.phase_within("structures: bounds and first schedules", time_to(LISTED));
         // The split that balances best stands for its layout; the others follow where that is not cut.
         let order = |candidates: &[Candidate], ranks: fn(usize) -> bool| {
             let mut order: Vec<usize> = (0..candidates.len())
@@ -45,13 +46,14 @@ impl Search<'_> {
             if left.len() <= FINALISTS {
                 break;
             }
-            self.progress.phase(&format!("structures: {} left, round {round} of search", left.len()));
-            let end = until(LISTED + HALVED * f64::from(round) / f64::from(rounds));
-            self.improve(candidates, &left, Method::Search, end)?;
+            let share = LISTED + HALVED * f64::from(round) / f64::from(rounds);
+            let text = format!("structures: {} go on, round {round} of search", left.len());
+            self.progress.phase_within(&text, time_to(share));
+            self.improve(candidates, &left, Method::Search, until(share))?;
         }
         self.cut(candidates, &mut left);
         drop_worst(candidates, &mut left, FINALISTS, rounds as usize);
-        self.progress.phase(&format!("structures: full solve of {}", left.len()));
+        self.progress.phase_within(&format!("structures: full solve of {}", left.len()), time_to(1.0));
         let solved = self.improve(candidates, &left, Method::Auto, until(1.0))?;
         for &i in &left[..solved] {
             candidates[i].fate = Fate::Finalist;

@@ -102,6 +102,7 @@ impl Search<'_> {
             self.job.layouts(self.model.layers + 2).len(),
             candidates::SPLITS
         ));
+        self.progress.left_in_all(Some(self.time_limit.saturating_sub(begun.elapsed())));
         self.halve(&mut candidates, begun, time)?;
         let Some(best) = best(&candidates) else {
             // The structure that lacks the least says what would help.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use optpipe_configs::hardware::Hardware;
 use optpipe_configs::job::{self, Job};
@@ -91,6 +92,8 @@ impl<'a> Local<'a> {
                 text::duration(at.step_ns as i64),
                 at.loss
             ));
+            let steps = u32::try_from(at.steps - at.steps_done).unwrap_or(u32::MAX);
+            progress.left(Duration::from_nanos(at.step_ns).saturating_mul(steps));
         };
         runner::run(&plan, &mut on_step, cancel).map_err(failed)
     }

@@ -21,7 +21,7 @@ mod structure;
 mod textbook;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use optpipe_configs::file::{self, Check};
 use optpipe_configs::hardware::Hardware;
@@ -131,6 +131,7 @@ impl Tuning<'_> {
             if self.cancel.load(Ordering::SeqCst) {
                 break StopReason::Interrupted;
             }
+            self.progress.left_in_all(time_left(self.job, &rounds));
             match self.round(&plan, &rounds) {
                 Ok(done) => rounds.push(done),
                 Err(Error::Interrupted(_)) => break StopReason::Interrupted,
@@ -259,7 +260,9 @@ impl Tuning<'_> {
     }
 
     fn solve(&self, problem: &Problem, best: Option<&Done>, number: usize) -> Result<Solution> {
-        self.progress.phase(&format!("round {number}: solving, at most {}", self.job.solver.time_limit));
+        let time_limit = self.job.time_limit().map_err(|invalid| Error::invalid("job", invalid))?;
+        let of = self.job.stop.max_rounds;
+        self.progress.phase_within(&format!("round {number} of at most {of}: solving"), time_limit);
         // The best schedule so far, its order under the new times, is where the solver starts.
         let start = best.and_then(|best| {
             let order = Order::of(&best.problem, &best.schedule);
@@ -267,7 +270,7 @@ impl Tuning<'_> {
         });
         let options = SolveOptions {
             method: Method::Auto,
-            time_limit: self.job.time_limit().map_err(|invalid| Error::invalid("job", invalid))?,
+            time_limit,
             seed: self.job.solver.seed,
             start,
             start_method: best.map(|best| best.round.method.clone()),
@@ -325,6 +328,18 @@ pub fn stop_reason<'a>(
     } else {
         None
     }
+}
+
+/// About how long a tune goes on after these rounds if it needs all that it may: nothing is known before the first.
+fn time_left(job: &Job, rounds: &[Done]) -> Option<Duration> {
+    let count = u64::try_from(rounds.len()).ok().filter(|&count| count > 0)?;
+    let mean = |of: fn(&Round) -> u64| rounds.iter().map(|done| of(&done.round)).sum::<u64>() / count;
+    let (solve, run) = (mean(|round| round.solve_ns), mean(|round| round.run_ns));
+    let more = job.stop.max_rounds.saturating_sub(rounds.len()) as u64;
+    // The best one and the textbook schedules run once more at the end.
+    let compared = if job.run.textbook { textbook::COMPARED.len() as u64 + 1 } else { 0 };
+    let ns = solve.saturating_mul(more).saturating_add(run.saturating_mul(more + compared));
+    Some(Duration::from_nanos(ns))
 }
 
 /// Tokens that one step trains on.

@@ -1,7 +1,7 @@
 //! When a run did not go as it was to. A schedule that was to fit did not: predictions were too low, so the next
 //! plan leaves more room. A step took many times what was expected: it is measured once more.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use optpipe_configs::file;
 use optpipe_solver::problem::Problem;
@@ -64,7 +64,10 @@ impl Tuning<'_> {
             file::write_text(&self.folder.round(number, "schedule.yaml"), &yaml).map_err(Error::write)?;
 
             let started = Instant::now();
-            self.progress.phase(&format!("round {number}: running"));
+            let of = self.job.stop.max_rounds;
+            let step = Duration::from_nanos(solution.makespan_ns.unsigned_abs());
+            let steps = u32::try_from(self.job.run.warmup_steps + self.job.run.steps).unwrap_or(u32::MAX);
+            self.progress.phase_about(&format!("round {number} of at most {of}: running"), step.saturating_mul(steps));
             match self.machine.run(plan, problem, &solution.schedule, true, self.progress, self.cancel) {
                 Ok(measured) => {
                     let measured = self.plausible(plan, problem, &solution, measured, best, number)?;

@@ -25,7 +25,6 @@ use crate::plan::{self, Plan};
 use crate::progress::Progress;
 use crate::sensitivity;
 use crate::summary::Predicted;
-use crate::text;
 use crate::tune::machine;
 use report::Found;
 pub(super) use report::Solved;
@@ -174,7 +173,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Some(lasting) = args.watch {
         return watch::run(args, input, &options, cache.as_ref(), lasting, &progress);
     }
-    progress.phase(&format!("solving, at most {}", text::duration(args.time_limit.as_nanos() as i64)));
+    progress.phase_within("solving", args.time_limit);
     let (solution, hit, robust) = match args.noise {
         None => {
             let mut on_event = |event: &Event| progress.update(&format!("solving: {event}"));

@@ -90,9 +90,10 @@ pub(super) fn choose(
             found.push((seed, solution));
         }
     }
-    progress.phase(&format!("replaying {} schedules under noise", found.len()));
     let schedules: Vec<_> = found.iter().map(|(_, solution)| &solution.schedule).collect();
     let deadline = begun + options.time_limit;
+    let left = deadline.saturating_duration_since(Instant::now());
+    progress.phase_within(&format!("replaying {} schedules under noise", found.len()), left);
     let evaluated = noise::evaluate(problem, &schedules, spreads, options.seed, deadline, cancel);
     let candidates: Vec<Candidate> = found
         .iter()

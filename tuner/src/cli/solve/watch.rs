@@ -33,7 +33,10 @@ pub(super) fn run(
         progress,
         cancel: interrupt::install(),
     };
-    progress.phase("solving on");
+    match lasting {
+        Some(lasting) => progress.phase_within("solving on", lasting),
+        None => progress.phase("solving on, until it is interrupted"),
+    }
     let mut write = |problem: &Problem, new_problem: bool, solution: &Solution| {
         // A trainer reads both when the schedule is new: the problem goes first.
         if let Some(path) = args.problem_out.as_ref().filter(|_| new_problem) {
