@@ -147,11 +147,13 @@ pub fn sensitivity(
 ) -> Result<Sensitivity> {
     let mut best = schedule.clone();
     let mut solved = Vec::new();
-    for change in Change::all(problem) {
+    let changes = Change::all(problem);
+    for (done, &change) in changes.iter().enumerate() {
         if cancel.load(Ordering::SeqCst) {
             break;
         }
-        progress.phase(&format!("what it would be worth: {change}"));
+        let left = time_limit.saturating_mul(u32::try_from(changes.len() - done).unwrap_or(u32::MAX));
+        progress.phase_within(&format!("what it would be worth: {change}"), left);
         let changed = change.applied(problem);
         let options = SolveOptions { time_limit, start: on(&changed, problem, &best), ..options.clone() };
         let solution = solve(&changed, &options, &mut |_| {}, cancel)?;
@@ -258,6 +260,23 @@ mod tests {
         assert!(front.ours.iter().all(|point| point.bound_ns <= point.makespan_ns));
         let own = front.ours.iter().find(|point| point.memory == 1.0).unwrap();
         assert!(own.makespan_ns <= solution.makespan_ns);
+        // Everything that the solver has is at least as good as list scheduling, and nothing beats the bounds.
+        assert!(front.auto.len() >= 3 && front.auto.iter().any(|point| point.memory == 1.0), "{front:?}");
+        let ways = [&front.auto, &front.pipe_offload, &front.textbook_offload];
+        assert!(ways.iter().all(|way| !way.is_empty()), "{front:?}");
+        for point in ways.into_iter().flatten() {
+            let ours = front.ours.iter().find(|ours| ours.memory == point.memory).unwrap();
+            assert!(ours.bound_ns <= point.makespan_ns, "{point:?} {ours:?}");
+        }
+        let ours = |memory: f64| front.ours.iter().find(|ours| ours.memory == memory).unwrap().makespan_ns;
+        assert!(front.auto.iter().all(|point| point.makespan_ns <= ours(point.memory)), "{front:?}");
+        // A file of a version that knew only of list scheduling is still read.
+        let mut older = serde_json::to_value(&front).unwrap();
+        for name in ["auto", "pipe_offload", "textbook_offload"] {
+            older.as_object_mut().unwrap().remove(name).unwrap();
+        }
+        let older: front::MemoryTime = serde_json::from_value(older).unwrap();
+        assert!(older.ours == front.ours && older.auto.is_empty());
         // Where a textbook schedule fits, we are at least as good.
         assert!(front.methods.iter().any(|method| method.method == "1f1b"));
         let most = front.ours.last().unwrap();

@@ -9,6 +9,7 @@ use super::shown::Shown;
 use crate::analysis::{Idle, channel_loads, idle, waits};
 use crate::export::units;
 use crate::sensitivity::file::SensitivityFile;
+use crate::sensitivity::front::WayPoint;
 use crate::text;
 
 /// Idle time by cause, device by device, and against the other predicted schedules.
@@ -149,8 +150,21 @@ fn front(found: &SensitivityFile) -> Markup {
     let methods = front.methods.iter().map(|x| point(x.memory, x.makespan_ns)).collect();
     let mut textbook = Series::new("textbook schedules", 1, Style::Points, methods);
     textbook.labels = front.methods.iter().map(|x| x.method.clone()).collect();
+    let way = |name: &str, colour: usize, style: Style, points: &[WayPoint]| {
+        (!points.is_empty())
+            .then(|| Series::new(name, colour, style, points.iter().map(|x| point(x.memory, x.makespan_ns)).collect()))
+    };
+    let series = [
+        Some(Series::new("bound", 3, Style::Steps, bounds)),
+        way("textbook + offload", 4, Style::Steps, &front.textbook_offload),
+        way("PipeOffload", 2, Style::Steps, &front.pipe_offload),
+        Some(Series::new("ours, list scheduling", 0, Style::Steps, ours)),
+        way("ours, full solve", 5, Style::Points, &front.auto),
+        Some(textbook),
+    ];
     let plot = Plot {
-        description: "Step time over memory: ours falls with more memory, textbook schedules are single points"
+        description: "Step time over memory: ours falls with more memory, so do textbook schedules completed by \
+                      offloads and PipeOffload; textbook schedules as they are are single points"
             .to_owned(),
         x: Axis {
             label: "memory, % of the limit".to_owned(),
@@ -158,33 +172,43 @@ fn front(found: &SensitivityFile) -> Markup {
             show: |x| format!("{}", x.round()),
         },
         y: Axis { label: "step, predicted".to_owned(), scale: Scale::Linear, show: |y| time(y as i64) },
-        series: vec![
-            Series::new("bound", 3, Style::Steps, bounds),
-            Series::new("ours", 0, Style::Steps, ours),
-            textbook,
-        ],
+        series: series.into_iter().flatten().collect(),
         mark: Some((100.0, "the limit".to_owned())),
     };
+    let at = |points: &[WayPoint], memory: f64, named: bool| {
+        let found = points.iter().find(|x| x.memory == memory);
+        found.map_or_else(
+            || "–".to_owned(),
+            |x| if named { format!("{} ({})", time(x.makespan_ns), x.method) } else { time(x.makespan_ns) },
+        )
+    };
     let rows = front.ours.iter().map(|x| {
+        let best = front.auto.iter().find(|y| y.memory == x.memory).map_or(x.makespan_ns, |y| y.makespan_ns);
         vec![
             text::percent(x.memory),
+            at(&front.auto, x.memory, false),
             time(x.makespan_ns),
             time(x.bound_ns),
-            text::gap((x.makespan_ns as f64 / x.bound_ns.max(1) as f64 - 1.0).max(0.0)),
+            text::gap((best as f64 / x.bound_ns.max(1) as f64 - 1.0).max(0.0)),
+            at(&front.pipe_offload, x.memory, false),
+            at(&front.textbook_offload, x.memory, true),
         ]
     });
     let methods = front.methods.iter().map(|x| {
         let fits = if x.memory <= 1.0 { "yes" } else { "no" };
         vec![x.method.clone(), text::percent(x.memory), time(x.makespan_ns), fits.to_owned()]
     });
+    let heading =
+        ["limit", "ours, full solve", "ours, list scheduling", "bound", "gap", "PipeOffload", "textbook + offload"];
     html! {
         h3 { "Memory against time" }
-        p { "The best step found under other memory limits (list scheduling with offloading, at most "
-            (measured_time(front.time_limit_ns)) " each), and where the textbook "
-            "schedules stand, whose memory is what it is. Lower left is better." }
+        p { "The best step found under other memory limits, each from a solve of at most "
+            (measured_time(front.time_limit_ns)) ": ours, PipeOffload, and the textbook order that is the fastest once it "
+            "is completed by offloads. Textbook schedules as they are need the memory that they need. Lower left is "
+            "better." }
         (plot.draw())
         details { summary { "The numbers" }
-            (table(&["limit", "our step", "bound", "gap"], rows.collect()))
+            (table(&heading, rows.collect()))
             (table(&["textbook schedule", "peak over limit", "step", "fits"], methods.collect()))
         }
     }
