@@ -20,8 +20,8 @@ pub(super) fn solver(run: &Run) -> Markup {
             (time(round.bound_ns)) ", "
             @if round.proven { "proven optimal." } @else { "gap " (text::gap(round.gap)) "." } }
         (trace(files))
-        @if let Some(milp) = &round.milp {
-            h3 { "MILP" }
+        h3 { "MILP" }
+        @if let Some(milp) = round.milp.as_ref().filter(|milp| milp.variables > 0) {
             (table(&["models", "variables", "binaries", "constraints", "nodes", "bound at the root", "time"], vec![vec![
                 milp.models.to_string(),
                 text::count(milp.variables as u64),
@@ -32,7 +32,38 @@ pub(super) fn solver(run: &Run) -> Markup {
                 format!("{:.2} s", milp.time_s),
             ]]))
         } @else {
-            p .muted { "No MILP was solved in this round: the schedule was proven before, or the model would be too large." }
+            (no_milp(files))
+        }
+        (windows(files))
+    }
+}
+
+/// The size that the model would have had, and why there was none, as far as that is recorded.
+fn no_milp(files: &RoundFiles) -> Markup {
+    let size = optpipe_solver::milp::size(&files.problem);
+    let part = files.solved.iter().flat_map(|solved| &solved.parts).find(|part| part.name == "milp");
+    let why = part.and_then(|part| part.note.clone()).unwrap_or_else(|| match files.round.proven {
+        true => "the schedule was proven before its turn".to_owned(),
+        false => "it had no turn within the time limit".to_owned(),
+    });
+    html! {
+        p { "The whole problem was not solved as a MILP: " (why) ". Estimated, it would have had:" }
+        (table(&["variables", "binaries", "constraints"], vec![vec![
+            text::count(size.variables as u64),
+            text::count(size.binaries as u64),
+            text::count(size.rows as u64),
+        ]]))
+    }
+}
+
+/// The MILPs of neighbourhoods, where there were any.
+fn windows(files: &RoundFiles) -> Markup {
+    let part = files.solved.iter().flat_map(|solved| &solved.parts).find(|part| part.name == "windows");
+    html! {
+        @if let Some(part) = part.filter(|part| part.time_s > 0.0) {
+            p { "Neighbourhoods of some dozen ops were solved as MILPs for " (format!("{:.2} s", part.time_s)) " (the part "
+                code { "windows" } "), which made the step "
+                @if part.gain_ns > 0 { (time(part.gain_ns)) " shorter." } @else { "no shorter." } }
         }
     }
 }

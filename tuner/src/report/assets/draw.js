@@ -157,16 +157,45 @@
 
     // Under the lower schedule's ops: shorter or longer than the upper's by a tenth, or after another op.
     differences(context, shown, low, high, x, band, view) {
-      if (high - low > view.width) return;
       const { ops } = shown[1];
-      for (let i = low; i < high; i++) {
-        const change = difference(shown, i);
-        if (!change) continue;
-        const left = x(ops.start[i]);
-        context.fillStyle = change.longer ? this.theme.slower : change.shorter ? this.theme.faster : this.theme.text;
-        const height = Math.min(3, band.height / 2);
-        context.fillRect(left, band.y + band.height - height, Math.max(1, x(ops.end[i]) - left - 0.7), height);
+      const kinds = changes(shown);
+      const colours = [null, this.theme.text, this.theme.faster, this.theme.slower];
+      const height = Math.min(3, band.height / 2);
+      const top = band.y + band.height - height;
+      if (high - low > view.width / 2) {
+        this.differing(context, ops, kinds, low, high, x, colours, top, height, view);
+        return;
       }
+      for (let i = low; i < high; i++) {
+        if (!kinds[i]) continue;
+        const left = x(ops.start[i]);
+        context.fillStyle = colours[kinds[i]];
+        context.fillRect(left, top, Math.max(1, x(ops.end[i]) - left - 0.7), height);
+      }
+    }
+
+    // More ops than pixels: each column has the colour of what takes most of its time, as strong as its share.
+    differing(context, ops, kinds, low, high, x, colours, top, height, view) {
+      const count = Math.ceil(view.width);
+      const shares = colours.map(() => new Float32Array(count));
+      for (let i = low; i < high; i++) {
+        if (!kinds[i]) continue;
+        const a = Math.max(0, x(ops.start[i]));
+        const b = Math.min(count, x(ops.end[i]));
+        const last = Math.min(count - 1, Math.floor(b));
+        for (let column = Math.floor(a); column <= last; column++) {
+          shares[kinds[i]][column] += Math.max(0, Math.min(b, column + 1) - Math.max(a, column));
+        }
+      }
+      for (let column = 0; column < count; column++) {
+        const all = shares[1][column] + shares[2][column] + shares[3][column];
+        if (all <= 0) continue;
+        const most = [3, 2, 1].reduce((best, kind) => (shares[kind][column] > shares[best][column] ? kind : best));
+        context.globalAlpha = 0.3 + 0.7 * Math.min(1, all);
+        context.fillStyle = colours[most];
+        context.fillRect(column, top, 1, height);
+      }
+      context.globalAlpha = 1;
     }
 
     // The op looked at, what it waited for, and its counterpart.
@@ -240,7 +269,18 @@
         }
         if (schedule.peaks) this.rule(context, y(schedule.peaks[device]), view, this.theme.text, [1.5, 2.5]);
       });
-      if (!above) this.rule(context, y(limit), view, this.theme.limit, [5, 3]);
+      // Far above the peak it is at the upper edge, with an arrow that says that it is higher.
+      this.rule(context, above ? band.y + 1 : y(limit), view, this.theme.limit, [5, 3]);
+      if (above) {
+        context.fillStyle = this.theme.limit;
+        for (let at = 40; at < view.width; at += 240) {
+          context.beginPath();
+          context.moveTo(at, band.y + 2);
+          context.lineTo(at - 4, band.y + 8);
+          context.lineTo(at + 4, band.y + 8);
+          context.fill();
+        }
+      }
     }
 
     rule(context, y, view, colour, dash) {
@@ -290,6 +330,19 @@
     const lane = (s, op) => s.lanes[s.ops.device[op]][Math.max(0, s.ops.kind[op] - 2)][0];
     const behind = (s, op) => (op > lane(s, op) ? [s.ops.kind[op - 1], s.ops.stage[op - 1], s.ops.microbatch[op - 1]].join() : "");
     return behind(upper, other) === behind(lower, i) ? null : { moved: true };
+  }
+
+  // Of every op of the lower schedule how it differs: 0 not, 1 in its place or altogether, 2 shorter, 3 longer.
+  function changes(shown) {
+    const [upper, lower] = shown;
+    if (lower.changes?.from !== upper) {
+      const kinds = Uint8Array.from(lower.ops.start, (_, i) => {
+        const change = difference(shown, i);
+        return !change ? 0 : change.longer ? 3 : change.shorter ? 2 : 1;
+      });
+      lower.changes = { from: upper, kinds };
+    }
+    return lower.changes.kinds;
   }
 
   Object.assign(optpipe, { Painter, theme, layout, difference });

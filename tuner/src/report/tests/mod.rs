@@ -20,8 +20,10 @@ use crate::sensitivity::file::SensitivityFile;
 use crate::solved::Solved;
 use crate::summary::{Cost, Observed, Outcome, Predicted, Round, StopReason, Summary};
 
+mod accessible;
 mod browser;
 mod chromium;
+mod drawn;
 
 const GIB: i64 = 1 << 30;
 
