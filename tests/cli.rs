@@ -217,6 +217,35 @@ fn calibrating_gpus_without_a_driver_says_so_in_one_line_and_offers_the_cpu() {
 }
 
 #[test]
+fn a_job_is_written_that_its_model_can_run() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let job = folder.path().join("job.yaml");
+    let mut init = optpipe();
+    init.args(["init", "--model"]).arg(data("tiny/config.json")).arg("-o").arg(&job);
+    let output = init.output().expect("runs");
+    assert!(output.status.success() && stdout(&output).is_empty(), "{}", stderr(&output));
+    assert!(stderr(&output).starts_with("wrote "), "{}", stderr(&output));
+    // The model has positions for 128 tokens, the default is 256.
+    let text = std::fs::read_to_string(&job).expect("written");
+    assert!(text.contains("\n  sequence_length: 128\n"), "{text}");
+    let mut solve = optpipe();
+    solve.current_dir(folder.path()).args([
+        "search",
+        "job.yaml",
+        "--time-limit",
+        "1s",
+        "--front",
+        "0",
+        "-q",
+        "--profile",
+    ]);
+    let profile = std::fs::read_to_string(data("tiny/profile.yaml")).expect("text");
+    let profile = profile.replace("sequence_length: 32", "sequence_length: 128");
+    solve.arg(file(folder.path(), "profile.yaml", &profile)).arg("--hardware").arg(data("tiny/hardware.yaml"));
+    solve.assert().success();
+}
+
+#[test]
 fn doctor_looks_at_the_machine_and_changes_nothing() {
     let output = optpipe().arg("doctor").output().expect("runs");
     assert!(output.status.success(), "{}", stderr(&output));

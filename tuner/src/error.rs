@@ -130,7 +130,8 @@ impl Error {
         }
     }
 
-    /// 1 failed, 2 bad input, 3 infeasible, 130 interrupted.
+    /// 1 failed, 2 bad input, 3 infeasible, 130 interrupted. What is meant to be interrupted, as `solve --watch` is, makes
+    /// no error of it and ends with 0.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Failed { .. } | Error::OutOfMemory { .. } | Error::Lost { .. } => 1,

@@ -42,7 +42,8 @@ Start here:
   optpipe init -o job.yaml                     # a commented job for a small model
   optpipe tune job.yaml --out runs/first       # profile, solve, run, until throughput converges
 
-Exit codes: 0 fine, 1 failed, 2 bad input, 3 infeasible, 130 interrupted.
+Exit codes: 0 fine, 1 failed, 2 bad input, 3 infeasible, 130 interrupted (Ctrl-C ends `solve --watch` with
+0: that is how it is meant to end).
 OPTPIPE_LOG=debug (or trace) prints what happens inside to stderr.")]
 struct Cli {
     #[command(subcommand)]
