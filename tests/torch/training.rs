@@ -65,3 +65,15 @@ fn the_exported_example_trains_the_model_without_a_pipeline_tied_matrix_included
     let measured: Measured = serde_yaml::from_str(&text).expect("is measured.yaml");
     assert_eq!((measured.losses.len(), measured.steps_ns.len()), (4, 3));
 }
+
+#[test]
+fn the_check_for_gpus_runs_as_far_as_it_goes_without_one() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ci/gpu-torch-check");
+    let output = Command::new(python()).arg(script).arg("cpu").env("OMP_NUM_THREADS", "1").output().expect("runs");
+    let said = stdout(&output);
+    assert!(output.status.success(), "{said}{}", stderr(&output));
+    let rows: Vec<[String; 4]> = serde_json::from_str(said.lines().last().unwrap_or_default()).expect("rows");
+    let verdict = |what: &str| rows.iter().find(|row| row[0].ends_with(what)).map(|row| row[3].clone());
+    assert_eq!(verdict("gradients with offloads").as_deref(), Some("reached"), "{said}");
+    assert_eq!(verdict("bandwidth of reloads").as_deref(), Some("NOT RUN"), "{said}");
+}
