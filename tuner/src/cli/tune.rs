@@ -135,7 +135,7 @@ fn report(summary: &Summary, folder: &Folder) -> String {
     ));
     lines.push(table::rounds(summary).to_string());
     lines.push(format!("\nFiles in {}:", folder.root().display()));
-    lines.extend(summary.files.iter().map(|(name, what)| format!("  {name:<14} {what}")));
+    lines.extend(summary.files.iter().map(|(name, what)| format!("  {name:<16} {what}")));
     lines.join("\n")
 }
 
