@@ -266,9 +266,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
 }
 
 /// Whether the words of an error of a backend or of candle say that a device has no more memory. The driver's own
-/// error is wrapped differently by each of the libraries that it comes through; its name is in the words of all.
+/// error is wrapped differently by each of the libraries that it comes through; its name is in the words of all. The
+/// driver has the same name for a host without memory to pin ([`CopyError::Host`]), which more offloads would not help.
 pub fn is_out_of_memory(words: &str) -> bool {
-    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| words.contains(name))
+    let full = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| words.contains(name));
+    full && !words.contains(CopyError::HOST)
 }
 
 /// The one of a backend's devices with this number.
@@ -316,7 +318,9 @@ mod tests {
     #[test]
     fn a_full_device_is_told_from_other_failures() {
         assert!(is_out_of_memory("the GPU: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"));
-        assert!(!is_out_of_memory("no 12 bytes of pinned host memory: out of memory"));
+        let message = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_owned();
+        assert!(is_out_of_memory(&CopyError::Driver(message.clone()).to_string()));
+        assert!(!is_out_of_memory(&CopyError::Host { bytes: 12, message }.to_string()));
     }
 
     #[test]

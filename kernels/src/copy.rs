@@ -13,7 +13,7 @@ pub enum CopyError {
     #[error("the tensor is on {0:?}, not on a device of this backend")]
     NotOnDevice(DeviceLocation),
     /// The system gives no more memory for the host's side.
-    #[error("no {bytes} bytes of pinned host memory: {message}; raise the limit of locked memory, or offload less")]
+    #[error("no {bytes} bytes of {}: {message}; raise the limit of locked memory, or offload less", CopyError::HOST)]
     Host {
         /// Bytes asked for.
         bytes: usize,
@@ -26,4 +26,9 @@ pub enum CopyError {
     /// What candle reports.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+impl CopyError {
+    /// What the host lacks, in the words of [`CopyError::Host`].
+    pub(crate) const HOST: &'static str = "pinned host memory";
 }
