@@ -140,8 +140,8 @@ impl Hardware {
             .collect();
         self.offload_channel = on.iter().map(|&place| self.offload_channel[place]).collect();
         self.reload_channel = on.iter().map(|&place| self.reload_channel[place]).collect();
-        if let Some(details) = self.details.as_mut().filter(|details| details.links.len() == found) {
-            details.links = on.iter().map(|&place| details.links[place].clone()).collect();
+        if let Some(details) = self.details.as_mut() {
+            details.repeat(found, devices);
         }
         self
     }
@@ -149,10 +149,14 @@ impl Hardware {
 
 impl Hardware {
     /// So many devices, those beyond the ones that are there like them in turn, on links of their own: as many
-    /// machines of this kind as it takes.
+    /// machines of this kind as it takes. Devices of the CPU backend are threads of one machine, which share its
+    /// memory: there are no more of them than there are.
     #[must_use]
     pub fn repeated(mut self, devices: usize) -> Hardware {
         let found = self.devices.len();
+        if self.backend == "cpu" {
+            return self;
+        }
         if devices <= found || found == 0 {
             return self.placed(devices);
         }
@@ -164,8 +168,8 @@ impl Hardware {
         };
         (self.offload_channel, self.reload_channel) = (repeat(&offload), repeat(&reload));
         self.devices = (0..devices).map(|device| self.devices[device % found].clone()).collect();
-        if let Some(details) = self.details.as_mut().filter(|details| details.links.len() == found) {
-            details.links = (0..devices).map(|device| details.links[device % found].clone()).collect();
+        if let Some(details) = self.details.as_mut() {
+            details.repeat(found, devices);
         }
         self
     }

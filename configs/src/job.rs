@@ -453,8 +453,8 @@ impl Job {
         Ok(limits)
     }
 
-    /// The calibration that [`Job::hardware`] names. A recorded one stands for as many machines like it as the
-    /// pipeline has devices for.
+    /// The calibration that [`Job::hardware`] names. A recorded one of GPUs stands for as many machines like it as
+    /// the pipeline has devices for.
     ///
     /// # Errors
     /// There is none, or it cannot be read.

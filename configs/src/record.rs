@@ -19,17 +19,16 @@ pub(crate) fn find<T: DeserializeOwned + Check>(
     word: &Path,
     job_file: &Path,
 ) -> Result<T, FileError> {
-    let beside = job_file.parent().map_or_else(|| word.to_owned(), |folder| folder.join(word));
-    let Some(name) = name(word) else { return file::read_checked(&beside) };
-    if let Some((name, text)) = records.iter().find(|(known, _)| *known == name) {
+    if let Some((name, text)) = records.iter().find(|(name, _)| word == Path::new(name)) {
         let path = Path::new(name);
         return file::checked(path, text, file::parse(path, text)?);
     }
-    if beside.is_file() {
+    let beside = job_file.parent().map_or_else(|| word.to_owned(), |folder| folder.join(word));
+    if is_path(word) || beside.is_file() {
         return file::read_checked(&beside);
     }
     let known: Vec<&str> = records.iter().map(|(name, _)| *name).collect();
-    let message = format!("expected the path of a file or one of {}, found {name}", known.join(", "));
+    let message = format!("expected the path of a file or one of {}, found {}", known.join(", "), word.display());
     let invalid = Invalid::new(field, message);
     Err(match file::read_text(job_file) {
         Ok(text) => file::located(job_file, &text, invalid),
@@ -38,14 +37,14 @@ pub(crate) fn find<T: DeserializeOwned + Check>(
 }
 
 /// Whether a job's word is the name of a recorded measurement.
-pub(crate) fn is_recorded(records: &[(&str, &str)], word: &Path) -> bool {
-    name(word).is_some_and(|name| records.iter().any(|(known, _)| *known == name))
+pub fn is_recorded(records: &[(&str, &str)], word: &Path) -> bool {
+    records.iter().any(|(name, _)| word == Path::new(name))
 }
 
-/// The word as a name, if it is not a path: neither folders nor the ending of a file.
-fn name(word: &Path) -> Option<&str> {
-    let text = word.to_str()?;
-    (word.components().count() == 1 && word.extension().is_none() && !text.ends_with(['/', '\\'])).then_some(text)
+/// Whether a word cannot be a name: it has folders, or ends as files do. Names may have dots.
+fn is_path(word: &Path) -> bool {
+    let ends_as_files = |ending: &std::ffi::OsStr| ["yaml", "yml", "json"].iter().any(|known| ending == *known);
+    word.components().count() > 1 || word.extension().is_some_and(ends_as_files)
 }
 
 #[cfg(test)]
@@ -66,6 +65,15 @@ mod tests {
             let found: Profile = find(PROFILES, "profile", Path::new(name), job).unwrap();
             assert!(found.layers.iter().all(|layer| layer.forward.count > 1), "{name}: with its spread");
         }
+    }
+
+    #[test]
+    fn names_may_have_dots() {
+        let records = [("cpu-3.2-1b", HARDWARE[0].1)];
+        let found: Hardware = find(&records, "hardware", Path::new("cpu-3.2-1b"), Path::new("job.yaml")).unwrap();
+        assert!(!found.devices.is_empty() && is_recorded(&records, Path::new("cpu-3.2-1b")));
+        let error = find::<Hardware>(&records, "hardware", Path::new("cpu-3.3-1b"), Path::new("job.yaml"));
+        assert!(error.unwrap_err().to_string().contains("cpu-3.2-1b"));
     }
 
     #[test]

@@ -163,6 +163,7 @@ impl Check for Rehearsed {
             check_time(&format!("optimizer_ns[{i}]"), ns)?;
         }
         check_bytes("peak_bytes", &self.peak_bytes)?;
+        check_bytes("allocator_peak_bytes", self.allocator_peak_bytes.as_deref().unwrap_or_default())?;
         check_bytes("offloaded_bytes", &[self.offloaded_bytes])?;
         check_ops(self.ops.iter().map(|x| (x.start_ns, x.end_ns, 0)))?;
         let inside = |field: &str, found: Result<(), Invalid>| {

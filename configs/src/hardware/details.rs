@@ -31,6 +31,19 @@ pub struct Details {
     pub verdicts: Vec<String>,
 }
 
+impl Details {
+    /// What was measured of `found` devices, for so many: those beyond are like the ones that are there in turn.
+    pub(super) fn repeat(&mut self, found: usize, devices: usize) {
+        if self.links.len() == found {
+            self.links = (0..devices).map(|device| self.links[device % found].clone()).collect();
+        }
+        let measured = |place: usize| self.interference.iter().find(move |x| x.device == place);
+        self.interference = (0..devices)
+            .filter_map(|device| Some(Interference { device, ..measured(device % found)?.clone() }))
+            .collect();
+    }
+}
+
 /// Versions; what cannot be told is absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

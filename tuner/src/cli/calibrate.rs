@@ -13,7 +13,6 @@ use optpipe_kernels::cuda::{self, CudaDevice, CudaError};
 use optpipe_profiler::calibrate::gpu::GpuOptions;
 
 use super::gpus;
-use super::input::{self, Opened};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -69,7 +68,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let cancel = interrupt::install();
     let hardware = match &args.job {
         Some(path) => {
-            let Opened { job, model, .. } = input::open_job(path)?;
+            let (job, model) = Job::read(path)?;
             progress.phase("calibrating: copies between device and host");
             machine::open(&job, &model, path, None)?.calibrate(&job, &progress, cancel)?
         }

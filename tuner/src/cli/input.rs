@@ -74,27 +74,29 @@ pub(super) fn measured(path: &Path) -> Result<Measured> {
     Ok(file::checked(path, &text, file::parse(path, &text)?)?)
 }
 
-/// A job with what it names.
-pub(super) struct Opened {
-    pub(super) job: Job,
-    pub(super) model: Model,
-    pub(super) hardware: Option<Hardware>,
-    pub(super) profile: Option<Profile>,
-}
-
-/// A job in which nothing is left to the structure search.
-pub(super) fn job(path: &Path) -> Result<Opened> {
-    let found = open_job(path)?;
-    match found.job.decided() {
-        Ok(()) => Ok(found),
+/// A job in which nothing is left to the structure search, with its model.
+pub(super) fn job(path: &Path) -> Result<(Job, Model)> {
+    let (job, model) = Job::read(path)?;
+    match job.decided() {
+        Ok(()) => Ok((job, model)),
         Err(invalid) => Err(file::located(path, &file::read_text(path)?, invalid).into()),
     }
 }
 
-/// A job with what it names.
-pub(super) fn open_job(path: &Path) -> Result<Opened> {
-    let (job, model) = Job::read(path)?;
-    Ok(Opened { hardware: job.read_hardware(path)?, profile: job.read_profile(path)?, job, model })
+/// The calibration that was given, or else the one that the job names.
+pub(super) fn hardware(given: Option<&Path>, job: &Job, job_file: &Path) -> Result<Option<Hardware>> {
+    Ok(match given {
+        Some(path) => Some(file::read_checked(path)?),
+        None => job.read_hardware(job_file)?,
+    })
+}
+
+/// The profile that was given, or else the one that the job names.
+pub(super) fn profile(given: Option<&Path>, job: &Job, job_file: &Path) -> Result<Option<Profile>> {
+    Ok(match given {
+        Some(path) => Some(file::read_checked(path)?),
+        None => job.read_profile(job_file)?,
+    })
 }
 
 /// A schedule with all that running it takes.
@@ -111,7 +113,7 @@ pub(super) struct Runnable {
 
 /// A schedule, the problem that it solves and the job that it is for.
 pub(super) fn runnable(job_path: &Path, problem_path: &Path, schedule_path: &Path) -> Result<Runnable> {
-    let Opened { job, model, .. } = job(job_path)?;
+    let (job, model) = job(job_path)?;
     let problem: Problem = file::read_checked(problem_path)?;
     let ScheduleFile { schedule, layer_split, .. } = self::schedule(schedule_path)?;
     if problem.devices != job.pipeline.devices || problem.microbatches != job.batch.microbatches {

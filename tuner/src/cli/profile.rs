@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use optpipe_configs::file;
-use optpipe_configs::job::Count;
+use optpipe_configs::job::{Count, Job};
 use optpipe_configs::profile::{LayerKind, Profile, Sample};
 
-use super::input::{self, Opened};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -40,7 +39,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let Opened { mut job, model, .. } = input::open_job(&args.job)?;
+    let (mut job, model) = Job::read(&args.job)?;
     if let Some(size) = args.microbatch_size {
         job.batch.microbatch_size = Count::Fixed(size as usize);
     }

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use optpipe_configs::file;
-use optpipe_configs::hardware::Hardware;
-use optpipe_configs::job::Count;
+use optpipe_configs::job::{Count, Job};
 use optpipe_configs::model::Model;
+use optpipe_configs::record;
 use optpipe_solver::schedule::ScheduleFile;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::input::{self, Opened};
+use super::input;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -72,16 +72,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let Opened { job, model, hardware: named, profile } = input::open_job(&args.job)?;
-    let hardware: Option<Hardware> = match &args.hardware {
-        Some(path) => Some(file::read_checked(path)?),
-        None => named,
-    };
+    let (job, model) = Job::read(&args.job)?;
+    let hardware = input::hardware(args.hardware.as_deref(), &job, &args.job)?;
     let mut profiles = Profiles::default();
     for path in &args.profile {
         profiles.add(file::read_checked(path)?)?;
     }
-    if let (true, Some(profile)) = (profiles.is_empty(), profile) {
+    if let (true, Some(profile)) = (profiles.is_empty(), job.read_profile(&args.job)?) {
         profiles.add(profile)?;
     }
     let progress = Progress::new(args.quiet);
@@ -185,8 +182,10 @@ fn write(args: &Args, found: &Found, model: &Model) -> Result<()> {
         if let Some(model) = moved(job.model.as_ref()).filter(|_| !model_is_preset(&job.model)) {
             job.model = model.to_string_lossy().into_owned();
         }
-        for measured in [&mut job.hardware, &mut job.profile] {
-            *measured = measured.as_deref().map(|path| moved(path).unwrap_or_else(|| path.to_owned()));
+        for (measured, records) in [(&mut job.hardware, record::HARDWARE), (&mut job.profile, record::PROFILES)] {
+            if let Some(path) = measured.as_mut().filter(|path| !record::is_recorded(records, path)) {
+                *path = moved(path).unwrap_or_else(|| path.to_owned());
+            }
         }
         file::write(path, &job).map_err(Error::write)?;
     }

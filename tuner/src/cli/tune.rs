@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use optpipe_configs::file;
+use optpipe_configs::job::Job;
 
-use super::input::{self, Opened};
+use super::input;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -57,12 +57,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let Opened { job, model, hardware: named, profile } = input::open_job(&args.job)?;
-    let hardware = match &args.hardware {
-        Some(path) => Some(file::read_checked(path)?),
-        None => named,
-    };
-    let profile = args.profile.as_deref().map(file::read_checked).transpose()?.or(profile);
+    let (job, model) = Job::read(&args.job)?;
+    let hardware = input::hardware(args.hardware.as_deref(), &job, &args.job)?;
+    let profile = input::profile(args.profile.as_deref(), &job, &args.job)?;
     let earlier = match (args.resume, args.force) {
         (true, _) => Earlier::Resume,
         (_, true) => Earlier::Replace,

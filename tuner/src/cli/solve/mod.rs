@@ -16,7 +16,7 @@ use optpipe_solver::problem::Problem;
 use optpipe_solver::schedule::ScheduleFile;
 use optpipe_solver::solve::{Event, Solution, SolveOptions};
 
-use super::input::{self, Kind, Opened};
+use super::input::{self, Kind};
 use crate::cache::{self, Cache};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -268,13 +268,10 @@ fn read(args: &Args, progress: &Progress) -> Result<Input> {
 }
 
 fn from_job(job_file: &Path, profile: Option<&Path>, hardware: Option<&Path>, progress: &Progress) -> Result<Input> {
-    let Opened { job, model, hardware: named, profile: named_profile } = input::job(job_file)?;
+    let (job, model) = input::job(job_file)?;
     let cancel = interrupt::install();
-    let hardware: Option<Hardware> = match hardware {
-        Some(path) => Some(file::read_checked(path)?),
-        None => named,
-    };
-    let profile: Option<Profile> = profile.map(file::read_checked).transpose()?.or(named_profile);
+    let hardware = input::hardware(hardware, &job, job_file)?;
+    let profile = input::profile(profile, &job, job_file)?;
     let (hardware, profile) = match (hardware, profile) {
         (Some(hardware), Some(profile)) => (hardware, profile),
         (hardware, profile) => {
