@@ -57,7 +57,7 @@ impl Tuning<'_> {
         self.pictures(best)?;
         self.sensitivity(best)?;
 
-        let summary = Summary {
+        let mut summary = Summary {
             version: file::VERSION,
             optpipe: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.model.name.clone(),
@@ -104,6 +104,10 @@ impl Tuning<'_> {
         self.folder.write("summary.yaml", &summary)?;
         // Everything that it shows is on disk: a page that fails is no failed tune.
         if let Err(error) = self.page() {
+            summary.files.remove("report.html");
+            self.folder.write("summary.yaml", &summary)?;
+            // One of an earlier end of this tune would tell another story; there mostly is none.
+            let _ = std::fs::remove_file(self.folder.path("report.html"));
             self.progress.warn(&format!("no report.html: {error}; `optpipe report` makes it from the folder's files"));
         }
         self.progress.done();

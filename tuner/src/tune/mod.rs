@@ -221,7 +221,10 @@ impl Tuning<'_> {
         let number = rounds.len() + 1;
         let times: Vec<RoundTimes> = rounds.iter().map(|done| done.times.clone()).collect();
         let mut problem = update::updated(&plan.problem, &times);
-        problem.check().map_err(|invalid| Error::invalid("measured times", invalid))?;
+        problem.check().map_err(|invalid| Error::Lost {
+            message: format!("round {number}: measured times make no problem: {}: {}", invalid.field, invalid.message),
+            hint: "something measured them wrong; a tune with --force begins anew".to_owned(),
+        })?;
         room::keep(&mut problem, rounds.last().map(|done| &done.problem));
         let best = best(rounds);
         let Ran { solution, yaml, measured, solve_ns, run_ns } =

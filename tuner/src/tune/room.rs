@@ -70,7 +70,7 @@ impl Tuning<'_> {
             self.progress.phase_about(&format!("round {number} of at most {of}: running"), step.saturating_mul(steps));
             match self.machine.run(plan, problem, &solution.schedule, true, self.progress, self.cancel) {
                 Ok(measured) => {
-                    let measured = self.plausible(plan, problem, &solution, measured, best, number)?;
+                    let measured = self.plausible(plan, problem, &solution, measured, number)?;
                     let run_ns = nanoseconds(started);
                     return Ok(Ran { solution, yaml, measured, solve_ns, run_ns });
                 }
@@ -89,7 +89,7 @@ impl Tuning<'_> {
         Err(ran_out.unwrap_or_else(|| Error::failed("no attempt was made")))
     }
 
-    /// A measurement that is far from what is predicted, in a way that the rounds before were not, is made once
+    /// A measurement that is far from what is predicted (from measured times, but in the first round) is made once
     /// more: something may have disturbed it. Of the two the nearer one counts.
     fn plausible(
         &mut self,
@@ -97,17 +97,16 @@ impl Tuning<'_> {
         problem: &Problem,
         solution: &Solution,
         measured: Measured,
-        best: Option<&Done>,
         number: usize,
     ) -> Result<Measured> {
-        let expected = solution.makespan_ns.max(1) as f64 * best.map_or(1.0, |best| best.round.ratio);
+        let expected = solution.makespan_ns.max(1) as f64;
         let step = |measured: &Measured| measured.step.median_ns.max(1) as f64;
         let distance = |measured: &Measured| (step(measured) / expected).ln().abs();
         if distance(&measured) <= FAR.ln() {
             return Ok(measured);
         }
         self.progress.warn(&format!(
-            "round {number}: a step took {} where {} was to be expected: measuring once more",
+            "round {number}: a step took {} where {} was predicted: measuring once more",
             text::duration(step(&measured) as i64),
             text::duration(expected as i64)
         ));
