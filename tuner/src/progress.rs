@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use crate::text;
+use crate::{table, text};
 
 /// Where progress goes.
 #[derive(Debug)]
@@ -153,7 +153,8 @@ impl Progress {
 
     /// Something the user should know even when progress is off.
     pub fn warn(&self, text: &str) {
-        self.print(&format!("warning: {text}"));
+        let width = std::io::stderr().is_terminal().then(table::terminal_width).flatten();
+        self.print(&text::wrapped(&format!("warning: {text}"), width));
     }
 
     fn print(&self, text: &str) {
