@@ -37,7 +37,7 @@ def host_buffer(size, pinned):
     try:
         return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
     except RuntimeError as e:
-        if not pinned:
+        if not pinned or not any(words in str(e).lower() for words in ("out of memory", "alloc")):
             raise
         # CUDA's own words could be about the device.
         raise HostMemory(size, e) from None

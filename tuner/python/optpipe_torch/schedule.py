@@ -359,6 +359,8 @@ class OptPipeSchedule:
         `skip`. Every rank calls it. Returns what was written, None on other ranks."""
         while self.pending:
             self._settle()
+        # The device rests: its clock is put on the wall clock anew, from which it would drift over hours.
+        self.clock.step = None
         # Of the first steps those that are no longer kept need not be skipped.
         records, skip = list(self.records), max(0, skip - (self.steps - len(self.records)))
         found = [None] * dist.get_world_size(self.control)
