@@ -123,7 +123,11 @@ pub fn calibrate(
     let alone = bench.alone(&mut meter)?;
     let (offloads, reloads, mut pairs) = bench.pairs(&mut meter, &alone)?;
     let half: Vec<bool> = alone.iter().map(Alone::is_half_duplex).collect();
-    let (offload_channel, reload_channel) = channels::channels(&offloads, &reloads, &half);
+    let expected = |one, other| {
+        let ancestor = bench.described.relation(one, other).and_then(|relation| relation.ancestor.as_ref().ok());
+        ancestor.is_some_and(|ancestor| ancestor.shares_uplink())
+    };
+    let (offload_channel, reload_channel) = channels::channels(&offloads, &reloads, &half, &expected);
     let mut links = Vec::new();
     for (device, alone) in alone.into_iter().enumerate() {
         links.push(bench.beside(

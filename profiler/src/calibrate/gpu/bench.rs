@@ -135,8 +135,13 @@ impl Bench {
                 let bytes = self.pair_bytes(meter, from, to);
                 let offload = |device| Work::Offload { device };
                 let reload = |device| Work::Reload { device };
-                out.shares[from][to] = share(meter, offload(from), offload(to), bytes)?;
-                back.shares[from][to] = share(meter, reload(from), reload(to), bytes)?;
+                // Of copies that are mostly latency two fit into the time of one, on one link too: they tell nothing.
+                let tells = |link: &Link| bytes as f64 / link.bytes_per_second * 1e9 >= link.latency_ns;
+                let (one, other) = (&alone[from], &alone[to]);
+                out.shares[from][to] = share(meter, offload(from), offload(to), bytes)?
+                    .filter(|_| tells(&one.offload) && tells(&other.offload));
+                back.shares[from][to] = share(meter, reload(from), reload(to), bytes)?
+                    .filter(|_| tells(&one.reload) && tells(&other.reload));
                 let relation = self.described.relation(from, to);
                 pairs.push(Pair {
                     from,

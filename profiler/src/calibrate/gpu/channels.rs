@@ -38,16 +38,25 @@ pub(super) struct Direction {
 }
 
 impl Direction {
-    fn pairs(&self) -> Vec<(usize, usize)> {
+    /// The pairs that share a channel; `expected` tells of those that there was no time to measure.
+    fn pairs(&self, expected: &dyn Fn(usize, usize) -> bool) -> Vec<(usize, usize)> {
         let devices = self.alone.len();
         let all = (0..devices).flat_map(|one| (one + 1..devices).map(move |other| (one, other)));
-        all.filter(|&(one, other)| combined(&self.alone, &self.shares, one, other).is_some_and(is_shared)).collect()
+        let shared = |&(one, other): &(usize, usize)| {
+            combined(&self.alone, &self.shares, one, other).map_or_else(|| expected(one, other), is_shared)
+        };
+        all.filter(shared).collect()
     }
 }
 
 /// Channel of each device's offloads and of its reloads, numbered as in a problem: numbers are equal where
-/// copies share a link.
-pub(super) fn channels(offload: &Direction, reload: &Direction, half_duplex: &[bool]) -> (Vec<usize>, Vec<usize>) {
+/// copies share a link. Whether two devices do, their copies tell, or, where these were not measured, `expected`.
+pub(super) fn channels(
+    offload: &Direction,
+    reload: &Direction,
+    half_duplex: &[bool],
+    expected: &dyn Fn(usize, usize) -> bool,
+) -> (Vec<usize>, Vec<usize>) {
     let devices = half_duplex.len();
     // The group of each copy: first all offloads, then all reloads.
     let mut group: Vec<usize> = (0..2 * devices).collect();
@@ -59,10 +68,10 @@ pub(super) fn channels(offload: &Direction, reload: &Direction, half_duplex: &[b
             }
         }
     };
-    for (one, other) in offload.pairs() {
+    for (one, other) in offload.pairs(expected) {
         join(one, other);
     }
-    for (one, other) in reload.pairs() {
+    for (one, other) in reload.pairs(expected) {
         join(devices + one, devices + other);
     }
     for (device, _) in half_duplex.iter().enumerate().filter(|(_, half)| **half) {
@@ -113,21 +122,30 @@ mod tests {
     #[test]
     fn private_links_have_numbers_of_their_own() {
         let alone = direction(&[0, 1, 2], 1.0);
-        assert_eq!(channels(&alone, &alone, &[false; 3]), (vec![0, 1, 2], vec![3, 4, 5]));
+        assert_eq!(channels(&alone, &alone, &[false; 3], &|_, _| false), (vec![0, 1, 2], vec![3, 4, 5]));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_as_the_topology_has_it() {
+        let mut some = direction(&[0, 0, 0], 0.5);
+        some.shares[2] = vec![None; 3];
+        let own = channels(&some, &some, &[false; 3], &|_, _| false);
+        assert_eq!(own, (vec![0, 0, 1], vec![2, 2, 3]));
+        assert_eq!(channels(&some, &some, &[false; 3], &|_, other| other == 2), (vec![0; 3], vec![1; 3]));
     }
 
     #[test]
     fn devices_behind_a_switch_share_a_number_in_each_direction() {
         let switch = direction(&[0, 0, 1, 1], 0.5);
-        assert_eq!(channels(&switch, &switch, &[false; 4]), (vec![0, 0, 1, 1], vec![2, 2, 3, 3]));
+        assert_eq!(channels(&switch, &switch, &[false; 4], &|_, _| false), (vec![0, 0, 1, 1], vec![2, 2, 3, 3]));
     }
 
     #[test]
     fn a_half_duplex_link_has_one_number_for_both_directions() {
         let own = direction(&[0, 1], 1.0);
-        assert_eq!(channels(&own, &own, &[true, false]), (vec![0, 1], vec![0, 2]));
+        assert_eq!(channels(&own, &own, &[true, false], &|_, _| false), (vec![0, 1], vec![0, 2]));
         let switch = direction(&[0, 0], 0.5);
-        assert_eq!(channels(&switch, &switch, &[true, true]), (vec![0, 0], vec![0, 0]));
+        assert_eq!(channels(&switch, &switch, &[true, true], &|_, _| false), (vec![0, 0], vec![0, 0]));
         assert!(is_half_duplex(0.5, 0.5) && !is_half_duplex(0.96, 0.44));
     }
 
@@ -135,13 +153,13 @@ mod tests {
     fn a_narrow_device_behind_the_switch_of_a_wide_one_is_found() {
         // Alone 25 and 12 GB/s, together 25: the wide one keeps 19 of its 25, the narrow one 6 of its 12.
         let both = Direction { alone: vec![25e9, 12e9], shares: vec![vec![None, Some(0.76)], vec![Some(0.5), None]] };
-        assert_eq!(channels(&both, &both, &[false; 2]).0, [0, 0]);
+        assert_eq!(channels(&both, &both, &[false; 2], &|_, _| false).0, [0, 0]);
     }
 
     #[test]
     fn what_was_not_measured_joins_nothing() {
         let unknown = Direction { alone: vec![25e9; 2], shares: vec![vec![None; 2]; 2] };
-        assert_eq!(channels(&unknown, &unknown, &[false; 2]), (vec![0, 1], vec![2, 3]));
+        assert_eq!(channels(&unknown, &unknown, &[false; 2], &|_, _| false), (vec![0, 1], vec![2, 3]));
     }
 
     #[test]
